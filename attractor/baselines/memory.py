@@ -1,0 +1,95 @@
+"""The softmax memory: one step of attention over all stored training images.
+
+    x(y) = sum_m softmax_m(-beta |y - m|^2 / 2) m
+
+the posterior mean if images were drawn from memory and blurred with variance 1 / beta. Under a mask only
+the visible pixels count in the distance. Sources: Ramsauer et al. 2020, arXiv 2008.02217 (modern Hopfield
+networks); Millidge et al. 2022, arXiv 2202.04557 (the Euclidean similarity).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from attractor.images import Corrupted, Task
+
+BETAS = (0.1, 0.2, 0.3, 0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0, 10.0, 20.0)
+_SCORES = 2**24  # queries times memories at a time: two buffers of 64 MB
+_CHUNK = 4096  # memories turned into float32 at a time: 13 MB for MNIST
+
+
+class DenseMemory:
+    """Stores every training image; `beta` maps the name of a task to its inverse temperature.
+
+    Works on the device of `train`, in float32 and bounded memory: scores of some images at a time, and
+    memories turned into pixels in chunks.
+    """
+
+    def __init__(self, train: Tensor, *, beta: Mapping[str, float] | None = None) -> None:
+        """`train` is uint8 (M, C, H, W); `beta`, in inverse squared pixels, can be left to `select`."""
+        self.train = train
+        self.beta = dict(beta or {})
+
+    def select(
+        self, pixels: Tensor, tasks: Sequence[Task], *, seed: int, betas: Sequence[float] = BETAS
+    ) -> None:
+        """Set the beta of each task to that of `betas` with the least error on validation `pixels`.
+
+        The distances do not depend on beta and are computed once.
+        """
+        for task in tasks:
+            corrupted = task.corrupt(pixels, range(len(pixels)), seed=seed)
+            predictions = self._predict(corrupted, betas)
+            errors = [float(corrupted.squared_error(p).mean()) for p in predictions]
+            self.beta[task.name] = betas[min(range(len(betas)), key=errors.__getitem__)]
+
+    def reconstruct(self, corrupted: Corrupted) -> Iterator[Tensor]:
+        """See `images.Reconstructor`; one shot. Raises ValueError for a task without a beta."""
+        if corrupted.task not in self.beta:
+            raise ValueError(
+                f"no beta for task {corrupted.task!r}, only for {sorted(self.beta)}; select it on"
+                " validation images or give it"
+            )
+        yield self._predict(corrupted, [self.beta[corrupted.task]])[0]
+
+    def _predict(self, corrupted: Corrupted, betas: Sequence[float]) -> list[Tensor]:
+        """One prediction (B, C, H, W) for each beta."""
+        seen = corrupted.corrupted
+        queries = seen.to(self.train.device, torch.float32)
+        visible = torch.ones_like(queries)
+        if corrupted.pixel_mask is not None:
+            visible.masked_fill_(corrupted.pixel_mask.to(visible.device), 0)
+            queries = queries * visible
+        step = max(1, _SCORES // len(self.train))
+        parts: list[list[Tensor]] = [[] for _ in betas]
+        for query, weight in zip(
+            queries.flatten(1).split(step), visible.flatten(1).split(step), strict=True
+        ):
+            scores = self._scores(query, weight)
+            attention = torch.empty_like(scores)
+            for part, beta in zip(parts, betas, strict=True):
+                torch.mul(scores, beta, out=attention).exp_()
+                part.append(self._average(attention))
+        return [torch.cat(part).reshape(seen.shape).to(seen) for part in parts]
+
+    def _scores(self, query: Tensor, visible: Tensor) -> Tensor:
+        """-|y - m|^2 / 2 over visible pixels, less its maximum over m. (B, M)"""
+        scores = torch.empty(len(query), len(self.train), device=query.device)
+        for part, m in zip(scores.split(_CHUNK, -1), self._chunks(), strict=True):
+            # |y|^2 / 2 is the same for all m; the chunk is ours to square in place
+            part.copy_(query @ m.T).addmm_(visible, m.square_().T, alpha=-0.5)
+        return scores.sub_(scores.amax(-1, keepdim=True))
+
+    def _average(self, weights: Tensor) -> Tensor:
+        """sum_m weights_m m / sum_m weights_m. (B, P)"""
+        total = torch.zeros(len(weights), self.train[0].numel(), device=weights.device)
+        for part, m in zip(weights.split(_CHUNK, -1), self._chunks(), strict=True):
+            total.addmm_(part, m)
+        return total.div_(weights.sum(-1, keepdim=True))
+
+    def _chunks(self) -> Iterator[Tensor]:
+        """Memories as pixels (., P), all in one buffer: fresh memory costs more than the product."""
+        buffer = torch.empty(_CHUNK, self.train[0].numel(), device=self.train.device)
+        for images in self.train.flatten(1).split(_CHUNK):
+            yield buffer[: len(images)].copy_(images).div_(255)

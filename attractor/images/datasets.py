@@ -1,0 +1,240 @@
+"""Data sets of square images, held in memory as uint8 and split once and for all.
+
+The splits never depend on a seed of the experiment: every run of every model is validated on the same
+images, and larger validation sets contain the smaller ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+_SPLIT_SEED = 0
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged, non-finite or of the wrong size."""
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """Training, validation and test images, each uint8 (P, C, H, W) with H = W.
+
+    Raises DataError if a split is empty, of another type, not square or unlike the others.
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            images: Tensor = getattr(self, split)
+            given = f"{self.name}: {split} images are {images.dtype} {tuple(images.shape)}"
+            if images.dtype != torch.uint8 or images.dim() != 4:
+                raise DataError(f"{given}, expected torch.uint8 (P, C, H, W)")
+            if images.shape[-1] != images.shape[-2]:
+                raise DataError(f"{given}; images must be square, H = W")
+            if not images.numel():
+                raise DataError(f"{given}; every split needs at least one image")
+            if images.shape[1:] != self.train.shape[1:]:
+                raise DataError(f"{given}, but the training images are {tuple(self.train.shape)}")
+
+    @property
+    def channels(self) -> int:
+        return self.train.shape[1]
+
+    @property
+    def side(self) -> int:
+        return self.train.shape[-1]
+
+
+class Loader(Protocol):
+    """One data set. `validation` counts the images held out of training; None takes the usual number."""
+
+    def __call__(
+        self, *, root: str | Path, validation: int | None = None, download: bool = False
+    ) -> ImageSplits: ...
+
+
+def to_pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (...) to pixels in [0, 1], p = v / 255."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}, expected torch.uint8 with values 0 to 255")
+    return images.to(dtype) / 255
+
+
+def pixel_mean(images: Tensor) -> Tensor:
+    """Mean image (C, H, W), float32 pixels in [0, 1], of uint8 (P, C, H, W). Summed exactly, in integers."""
+    return (images.sum(0, dtype=torch.int64).double() / (255 * len(images))).float()
+
+
+def check_images(images: Tensor, *, channels: int, side: int) -> None:
+    """Raise DataError unless `images` are finite pixels (B, channels, side, side) in [0, 1]."""
+    expected = f"expected pixels in [0, 1] of shape (B, {channels}, {side}, {side})"
+    if images.shape[1:] != (channels, side, side) or not len(images):
+        raise DataError(f"images have shape {tuple(images.shape)}, {expected}")
+    if not images.is_floating_point():
+        raise DataError(f"images are {images.dtype}, {expected}; divide 8-bit images by 255")
+    if not bool(images.isfinite().all()):
+        raise DataError(f"images hold {int((~images.isfinite()).sum())} non-finite values, {expected}")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise DataError(f"images have values from {low:g} to {high:g}, {expected}")
+
+
+def load(
+    name: str, *, root: str | Path, validation: int | None = None, download: bool = False
+) -> ImageSplits:
+    """The data set `name` of `DATASETS`; `root` is the folder of the torchvision ones.
+
+    Raises ValueError for an unknown name or an impossible number of validation images, DataError for
+    data that is missing or damaged.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; use one of {', '.join(sorted(DATASETS))}")
+    return DATASETS[name](root=root, validation=validation, download=download)
+
+
+def digits(
+    *, root: str | Path = ".", validation: int | None = None, download: bool = False
+) -> ImageSplits:
+    """The 1,797 digits of 8x8 pixels that come with scikit-learn: 360 test, 180 validation, 1,257 train.
+
+    Their 17 grey levels v become round(255 v / 16). `root` and `download` are not needed.
+    """
+    # scikit-learn takes seconds to import, and most runs do without.
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships no types
+
+    levels = torch.from_numpy(load_digits().images)
+    images = (levels * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    order = torch.randperm(len(images), generator=_generator(_SPLIT_SEED))
+    test, rest = images[order[:360]], images[order[360:].sort().values]
+    return _splits("digits", rest, test=test, validation=180 if validation is None else validation)
+
+
+def synthetic(
+    *,
+    root: str | Path = ".",
+    validation: int | None = None,
+    download: bool = False,
+    side: int = 8,
+    channels: int = 1,
+    train: int = 512,
+    test: int = 128,
+    seed: int = 0,
+) -> ImageSplits:
+    """Smooth random images, made and not read: coarse Gaussian noise, interpolated and squashed.
+
+    Neighbouring pixels and the channels of a pixel are correlated. `train` counts the 64 validation
+    images that are held out of it. `root` and `download` are not needed.
+    """
+    generator = _generator(seed)
+    coarse = torch.randn(train + test, channels, 4, 4, generator=generator)
+    shade = torch.randn(train + test, 1, 4, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(
+        shade + coarse / 2, size=(side, side), mode="bilinear", align_corners=True
+    )
+    images = (torch.sigmoid(3 * smooth) * 255).round().to(torch.uint8)
+    held_out = 64 if validation is None else validation
+    return _splits("synthetic", images[:train], test=images[train:], validation=held_out)
+
+
+@dataclass(frozen=True)
+class _Torchvision:
+    """A data set that torchvision reads from files below `root`; images `shape` = (C, H, W).
+
+    The test set keeps its own order; 1,000 validation images, unless another number is asked for, are
+    held out of the training images.
+    """
+
+    name: str
+    dataset: str
+    shape: tuple[int, int, int]
+    files: tuple[str, ...]
+
+    def __call__(
+        self, *, root: str | Path, validation: int | None = None, download: bool = False
+    ) -> ImageSplits:
+        # torchvision takes seconds to import, and the digits do without.
+        import torchvision.datasets  # type: ignore[import-untyped]  # ships no types
+
+        folder = Path(root).expanduser().absolute()
+        dataset = getattr(torchvision.datasets, self.dataset)
+        missing = [file for file in self.files if not (folder / file).is_file()]
+        if missing and not download:
+            raise DataError(
+                f"{self.name} is not in {folder}: {missing[0]} is missing"
+                f"{f' and {len(missing) - 1} more files' if len(missing) > 1 else ''}; set data.root=DIR"
+                " to the folder that holds it, or get it with data.download=true"
+            )
+        train = self._read(dataset, folder, train=True, download=download)
+        test = self._read(dataset, folder, train=False, download=False)
+        held_out = 1000 if validation is None else validation
+        return _splits(self.name, train, test=test, validation=held_out)
+
+    def _read(
+        self, dataset: Callable[..., Any], folder: Path, *, train: bool, download: bool
+    ) -> Tensor:
+        """uint8 (P, C, H, W); every way in which torchvision fails becomes a DataError."""
+        split = "training" if train else "test"
+        try:
+            stored = dataset(str(folder), train=train, download=download)
+        except Exception as error:  # RuntimeError, ValueError, EOFError, UnpicklingError, OSError ...
+            done, remedy = (
+                ("downloaded to", "check the network and that the folder can be written")
+                if download
+                else ("read from", "delete the damaged files, get them again with data.download=true")
+            )
+            raise DataError(
+                f"{self.name}: the {split} images could not be {done} {folder}"
+                f" ({type(error).__name__}: {error}); {remedy}, or set data.root=DIR"
+            ) from error
+        images = torch.as_tensor(stored.data)
+        # MNIST comes as (P, H, W), CIFAR as (P, H, W, C)
+        images = images.unsqueeze(1) if images.dim() == 3 else images.movedim(-1, 1)
+        if images.shape[1:] != self.shape or len(images) != len(stored.targets):
+            raise DataError(
+                f"{self.name}: {folder} holds {split} images of shape {tuple(images.shape)} with"
+                f" {len(stored.targets)} labels, expected (P, {', '.join(map(str, self.shape))}) and P"
+            )
+        return images.contiguous()
+
+
+def _splits(name: str, images: Tensor, *, test: Tensor, validation: int) -> ImageSplits:
+    """Hold `validation` of the training `images` out, by a fixed permutation."""
+    if not 0 < validation < len(images):
+        raise ValueError(
+            f"{name}: {validation} validation images cannot be held out of {len(images)} training"
+            f" images; use data.validation=1 to {len(images) - 1}"
+        )
+    order = torch.randperm(len(images), generator=_generator(_SPLIT_SEED))
+    return ImageSplits(
+        name, images[order[validation:].sort().values], images[order[:validation]], test
+    )
+
+
+def _generator(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+_IDX = tuple(
+    f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+
+DATASETS: dict[str, Loader] = {
+    "digits": digits,
+    "synthetic": synthetic,
+    "mnist": _Torchvision("mnist", "MNIST", (1, 28, 28), tuple(f"MNIST/raw/{f}" for f in _IDX)),
+    "fashion_mnist": _Torchvision(
+        "fashion_mnist", "FashionMNIST", (1, 28, 28), tuple(f"FashionMNIST/raw/{f}" for f in _IDX)
+    ),
+    "cifar10": _Torchvision(
+        "cifar10", "CIFAR10", (3, 32, 32), tuple(f"cifar-10-batches-py/{f}" for f in _BATCHES)
+    ),
+}

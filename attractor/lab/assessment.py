@@ -1,0 +1,194 @@
+"""From a trained network to its results: choose how to retrieve, evaluate, summarise.
+
+train.py and evaluate.py both come through here, so they agree on the same checkpoint.
+"""
+
+import resource
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attractor.baselines import DenseMemory, LinearRegression, TrainingMean
+from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Task, to_pixels
+from attractor.lab.build import build_candidates
+from attractor.lab.config import REFERENCES, Config
+from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, summarise
+from attractor.lab.network import AttractorNetwork, Recall, Retrieval, log_pseudo_likelihood
+from attractor.lab.selection import Choice, choose
+
+SCHEMA = 1
+# validation images are corrupted with other draws than test images
+_VALIDATION_SEED = 1_000_003
+
+Choices = dict[str, dict[str, Choice]]  # task -> row of the table -> how to retrieve
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Errors and corruptions of every task, and the retrievals behind them."""
+
+    errors: dict[str, TaskErrors]
+    batches: dict[str, list[Corrupted]]
+    choices: Choices
+
+
+def validation_batch(splits: ImageSplits, task: Task, *, images: int, seed: int) -> Corrupted:
+    """The first `images` validation images, corrupted."""
+    pixels = to_pixels(splits.validation[:images])
+    return task.corrupt(pixels, range(len(pixels)), seed=seed + _VALIDATION_SEED)
+
+
+def choose_retrievals(
+    config: Config,
+    network: AttractorNetwork,
+    splits: ImageSplits,
+    tasks: Mapping[str, Task],
+    *,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> Choices:
+    """Select map, temperature, inertia, evidence and t on validation images, for every task."""
+    dynamics = config.dynamics
+    choices: Choices = {}
+    for name, task in tasks.items():
+        batch = validation_batch(
+            splits, task, images=dynamics.validation_images, seed=config.eval.seed
+        )
+        rows = {config.model.name: False}
+        if name == Denoise.name and dynamics.evidence:
+            rows[f"{config.model.name}+evidence"] = True
+        choices[name] = {}
+        for row, evidence in rows.items():
+            progress(f"{name}, {row}")
+            choices[name][row] = choose(
+                network,
+                build_candidates(config, evidence=evidence),
+                batch,
+                screening_steps=dynamics.screening_steps,
+                steps=config.eval.steps,
+                finalists=dynamics.finalists,
+            )
+    return choices
+
+
+def references(
+    splits: ImageSplits, tasks: Iterable[Task], *, validation_images: int, seed: int
+) -> dict[str, Reconstructor]:
+    """Training mean, linear regression and softmax memory (its temperature chosen on validation)."""
+    tasks = list(tasks)
+    denoise = next((task for task in tasks if isinstance(task, Denoise)), None)
+    memory = DenseMemory(splits.train)
+    memory.select(
+        to_pixels(splits.validation[:validation_images]), tasks, seed=seed + _VALIDATION_SEED
+    )
+    regression = LinearRegression(splits.train, denoise=denoise, seed=seed)
+    return dict(
+        zip(REFERENCES, (TrainingMean(splits.train), regression, memory), strict=True)
+    )
+
+
+def assess(
+    rows: Mapping[str, tuple[AttractorNetwork, Choices]],
+    reference_models: Mapping[str, Reconstructor],
+    splits: ImageSplits,
+    tasks: Mapping[str, Task],
+    *,
+    images: int | None,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> Assessment:
+    """Evaluate networks, each with its choices, and the references on the same corrupted test images.
+
+    `rows` maps the name of a run to its network; in the result a row is called as in its choices,
+    prefixed with the name and a slash if there are several runs.
+    """
+    test = splits.test if images is None else splits.test[:images]
+    errors, batches, choices = {}, {}, {}
+    for name, task in tasks.items():
+        models: dict[str, Reconstructor] = {}
+        choices[name] = {}
+        for run, (network, chosen) in rows.items():
+            for row, choice in chosen.get(name, {}).items():
+                key = row if len(rows) == 1 else f"{run}/{row}"
+                models[key] = Recall(network, choice.retrieval)
+                choices[name][key] = choice
+        models |= reference_models
+        batches[name] = corruptions(task, test, seed=seed, batch_size=batch_size)
+        errors[name] = evaluate(
+            models,
+            batches[name],
+            steps=steps,
+            progress=lambda model, name=name: progress(f"{name}, {model}"),
+        )
+    return Assessment(errors, batches, choices)
+
+
+def task_results(assessment: Assessment) -> dict[str, Any]:
+    """The "tasks" of results.json."""
+    return {
+        name: summarise(
+            errors,
+            {row: choice.retrieval.steps or 1 for row, choice in assessment.choices[name].items()},
+        )
+        for name, errors in assessment.errors.items()
+    }
+
+
+def run_results(
+    config: Config,
+    network: AttractorNetwork,
+    splits: ImageSplits,
+    assessment: Assessment,
+    *,
+    train_seconds: float,
+    steps: int,
+) -> dict[str, Any]:
+    """results.json of a training run, DESIGN.md section 5, plus how retrieval was chosen."""
+    count = min(1000, len(splits.test), len(splits.train))
+    likelihood = {
+        name: log_pseudo_likelihood(network, to_pixels(images[:count]), batch_size=256)
+        for name, images in (("train", splits.train), ("test", splits.test))
+    }
+    return {
+        "schema": SCHEMA,
+        "model": config.model.name,
+        "data": splits.name,
+        "patch": config.model.patch,
+        "seed": config.seed,
+        "cost": {
+            "train_seconds": train_seconds,
+            "steps": steps,
+            "parameters": network.energy.couplings.parameters,
+            # kibibytes on Linux
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        },
+        "pseudo_likelihood": likelihood,
+        "selection": choices_to_json(assessment.choices),
+        "tasks": task_results(assessment),
+    }
+
+
+def choices_to_json(choices: Choices) -> dict[str, Any]:
+    """Plain values, for results.json."""
+    return {
+        task: {
+            row: choice.retrieval.to_json() | {"validation_mse": choice.error}
+            for row, choice in rows.items()
+        }
+        for task, rows in choices.items()
+    }
+
+
+def choices_from_json(values: dict[str, Any]) -> Choices:
+    """The inverse of `choices_to_json`."""
+    return {
+        task: {
+            row: Choice(
+                Retrieval.from_json({k: v for k, v in entry.items() if k != "validation_mse"}),
+                entry["validation_mse"],
+            )
+            for row, entry in rows.items()
+        }
+        for task, rows in values.items()
+    }

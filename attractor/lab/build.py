@@ -1,0 +1,185 @@
+"""The registry: which object a configuration stands for. The only place that knows names and classes.
+
+Everything is refused here that the objects themselves refuse, as a ConfigError, before any work.
+"""
+
+from itertools import product
+
+from torch import Generator, Tensor
+
+from attractor.images import (
+    Denoise,
+    Encoding,
+    ImageSplits,
+    Masked,
+    PhaseEncoding,
+    PixelEncoding,
+    Task,
+    load,
+    pixel_mean,
+)
+from attractor.lab.config import (
+    Config,
+    CouplingsName,
+    DataConfig,
+    EnergyDescentConfig,
+    HebbConfig,
+    MapName,
+    MeasureName,
+    ModelConfig,
+    OptimiserName,
+    OrderName,
+    PseudoLikelihoodConfig,
+    RidgeConfig,
+    RuleConfig,
+    TaskConfig,
+    TaskName,
+)
+from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.network import AttractorNetwork, Retrieval
+from attractor.physics import (
+    SGD,
+    Adam,
+    Circles,
+    EnergyDescent,
+    Gaussian,
+    Hebb,
+    Hopfield,
+    IterativeRule,
+    LocalEnergy,
+    Measure,
+    OneShotRule,
+    Pairwise,
+    PseudoLikelihood,
+    Ridge,
+    Sphere,
+    random_start,
+)
+
+COUPLINGS = {CouplingsName.pairwise: Pairwise, CouplingsName.hopfield: Hopfield}
+
+
+def build_data(config: DataConfig) -> ImageSplits:
+    """The images, held in memory. Raises ConfigError or DataError."""
+    with configuring():
+        return load(
+            config.name,
+            root=config.root,
+            validation=config.validation,
+            download=config.download,
+        )
+
+
+def build_network(config: ModelConfig, splits: ImageSplits, *, seed: int) -> AttractorNetwork:
+    """An untrained network (J = 0) whose encoding fits the images."""
+    mean = pixel_mean(splits.train)
+    with configuring():
+        encoding = _encoding(config, splits, mean, Generator().manual_seed(seed))
+        couplings = COUPLINGS[config.couplings](encoding.tokens, encoding.dim)
+        measure = _measure(config, encoding)
+        energy = LocalEnergy(couplings, measure, inverse_temperature=config.inverse_temperature)
+    return AttractorNetwork(energy, encoding)
+
+
+def _encoding(
+    config: ModelConfig, splits: ImageSplits, mean: Tensor, generator: Generator
+) -> Encoding:
+    if config.measure is MeasureName.gaussian:
+        if config.projection is not None:
+            raise ConfigError("model.projection is for the sphere; the Gaussian measure uses raw pixels")
+        return PixelEncoding(splits.channels, splits.side, patch=config.patch, mean=mean)
+    if config.measure is MeasureName.circles and config.projection is not None:
+        raise ConfigError("model.projection mixes the circles of a token; use model.measure=sphere")
+    return PhaseEncoding(
+        splits.channels,
+        splits.side,
+        patch=config.patch,
+        span=config.span,
+        mean=mean,
+        projection_dim=config.projection,
+        generator=generator,
+    )
+
+
+def _measure(config: ModelConfig, encoding: Encoding) -> Measure:
+    match config.measure:
+        case MeasureName.sphere:
+            return Sphere(encoding.dim)
+        case MeasureName.circles:
+            return Circles(encoding.dim // 2)
+        case MeasureName.gaussian:
+            return Gaussian(encoding.dim)
+
+
+def build_rule(
+    config: RuleConfig, network: AttractorNetwork, *, seed: int
+) -> IterativeRule | OneShotRule:
+    """The rule, with the start that it needs; refuses a start that it cannot use."""
+    with configuring():
+        match config:
+            case PseudoLikelihoodConfig():
+                return PseudoLikelihood(_optimiser(config), decay=config.decay)
+            case EnergyDescentConfig():
+                generator = Generator().manual_seed(seed)
+                random_start(network.energy.couplings, config.start, generator=generator)
+                rule = EnergyDescent(_optimiser(config), decay=config.decay)
+                rule.start(network.energy)
+                return rule
+            case HebbConfig():
+                return Hebb(rate=config.rate)
+            case RidgeConfig():
+                return Ridge(ridge=config.ridge)
+    raise ConfigError(f"no rule for {type(config).__name__}")
+
+
+def _optimiser(config: PseudoLikelihoodConfig | EnergyDescentConfig) -> SGD | Adam:
+    if config.optimiser is OptimiserName.sgd:
+        return SGD(momentum=config.momentum)
+    if config.momentum:
+        raise ConfigError("rule.momentum is for rule.optimiser=sgd; adam has its own")
+    return Adam()
+
+
+def build_tasks(config: TaskConfig, *, patch: int, side: int) -> dict[str, Task]:
+    """Name -> task, in the order of the configuration; refuses corruptions that leave nothing to do."""
+    with configuring():
+        tasks: dict[str, Task] = {}
+        for name in config.names:
+            if name is TaskName.masked:
+                masked = Masked(config.mask_fraction, patch=patch)
+                masked.masked_tokens(side)
+                tasks[name.value] = masked
+            else:
+                tasks[name.value] = Denoise(config.noise_variance)
+    return tasks
+
+
+def build_candidates(config: Config, *, evidence: bool) -> list[Retrieval]:
+    """The retrievals to choose from, free or with evidence."""
+    dynamics = config.dynamics
+    gaussian = config.model.measure is MeasureName.gaussian
+    # all tokens at once is a block Jacobi iteration for a Gaussian, which diverges on real images
+    order = dynamics.order or (OrderName.sequential if gaussian else OrderName.synchronous)
+    maps = dynamics.maps
+    if gaussian and MapName.attention in maps:
+        # without a fixed norm the force is unbounded: only the conditional mean and draws make sense
+        maps = [name for name in maps if name is not MapName.attention]
+        if not maps:
+            raise ConfigError("dynamics.maps has only attention, which needs spins of fixed norm")
+    return [
+        Retrieval(
+            map=name,
+            inverse_temperature=temperature,
+            inertia=inertia,
+            damping=dynamics.damping,
+            order=order,
+            evidence=strength,
+            seed=config.seed,
+        )
+        for name, temperature, inertia, strength in product(
+            maps,
+            dynamics.inverse_temperatures,
+            dynamics.inertias,
+            dynamics.evidence if evidence else [0.0],
+        )
+    ]

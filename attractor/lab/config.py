@@ -1,0 +1,272 @@
+"""The typed configuration: every field that a run has, with its type and its meaning.
+
+conf/*.yaml holds the values; these dataclasses are their schema, so an unknown field or a wrong type is
+refused by Hydra before anything runs, and `validate` refuses values that make no sense.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from attractor.lab.errors import ConfigError
+
+
+REFERENCES = ("training_mean", "regression", "memory")  # rows of every result table
+
+
+class CouplingsName(Enum):
+    pairwise = "pairwise"
+    hopfield = "hopfield"
+
+
+class MeasureName(Enum):
+    sphere = "sphere"
+    circles = "circles"
+    gaussian = "gaussian"
+
+
+class OptimiserName(Enum):
+    sgd = "sgd"
+    adam = "adam"
+
+
+class MapName(Enum):
+    attention = "attention"
+    mean_field = "mean_field"
+    mean_field_projected = "mean_field_projected"
+    gibbs = "gibbs"
+
+
+class OrderName(Enum):
+    synchronous = "synchronous"
+    sequential = "sequential"
+
+
+class TaskName(Enum):
+    masked = "masked"
+    denoise = "denoise"
+
+
+class WandbMode(Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING  # the key of the model in results.json
+    couplings: CouplingsName = MISSING
+    measure: MeasureName = MISSING
+    inverse_temperature: float = 1.0  # lambda of training
+    patch: int = 2  # side of a patch, pixels
+    span: float = 0.5  # white is at the angle pi * span; not used by the Gaussian measure
+    projection: int | None = None  # dimension of a frozen random projection of the tokens
+
+
+@dataclass
+class RuleConfig:
+    """Which rule it is, is the class of its node; see conf/rule."""
+
+
+@dataclass
+class PseudoLikelihoodConfig(RuleConfig):
+    learning_rate: float = MISSING
+    optimiser: OptimiserName = OptimiserName.adam
+    momentum: float = 0.0  # of sgd
+    decay: float = 0.0
+
+
+@dataclass
+class EnergyDescentConfig(RuleConfig):
+    learning_rate: float = MISSING
+    optimiser: OptimiserName = OptimiserName.sgd
+    momentum: float = 0.0
+    decay: float | None = None  # null: the norm of each row is held
+    start: float = 0.01  # standard deviation of the random start
+
+
+@dataclass
+class HebbConfig(RuleConfig):
+    rate: float = 1.0
+
+
+@dataclass
+class RidgeConfig(RuleConfig):
+    ridge: float = 1e-3
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    root: str = "data"  # torchvision root
+    download: bool = False
+    validation: int | None = None  # images held out of the training images; null: the dataset's default
+
+
+@dataclass
+class TaskConfig:
+    names: list[TaskName] = field(default_factory=list)
+    mask_fraction: float = 0.3
+    noise_variance: float = 0.7  # per pixel, pixels in [0, 1]
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 2000  # the learning rate falls linearly to 0 at the last one
+    batch_size: int = 128
+    jitter: float = 0.2  # standard deviation of the noise added to training pixels
+    validate_every: int = 100  # steps
+    validation_images: int = 100
+    validation_steps: int = 3  # iterations that every candidate gets
+    patience: int | None = None  # validations without improvement before training ends; null: never
+
+
+@dataclass
+class DynamicsConfig:
+    """The candidates among which retrieval is chosen on validation images, task by task."""
+
+    maps: list[MapName] = field(default_factory=list)
+    inverse_temperatures: list[float] = field(default_factory=list)  # times that of training
+    inertias: list[float] = field(default_factory=list)
+    evidence: list[float] = field(default_factory=list)  # strengths; empty: no row with evidence
+    damping: float = 0.0
+    order: OrderName | None = None  # null: token by token for the Gaussian measure, else all at once
+    screening_steps: int = 8  # iterations that every candidate gets
+    finalists: int = 3  # candidates that get eval.steps iterations
+    validation_images: int = 200
+
+
+@dataclass
+class EvalConfig:
+    images: int | None = 1000  # the first ones of the test set; null: all
+    steps: int = 100  # iterations T
+    batch_size: int = 256
+    overlap_images: int = 200  # of the training and of the test set each
+    seed: int = 0  # of the corruptions: the same for every model and every training seed
+
+
+@dataclass
+class WandbConfig:
+    mode: WandbMode = WandbMode.offline
+    project: str = "attractor"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    seed: int = 0  # of training: batches, jitter, random starts and projections
+    threads: int = 1  # of torch; more rarely pay on a busy machine
+    figures: bool = True
+    folder: str = MISSING  # the run folder; in a multirun Hydra's own
+
+
+@dataclass
+class CompareConfig:
+    """evaluate.py: runs to put into one table and one figure."""
+
+    runs: list[str] = MISSING
+    root: str | None = None  # of the data; null: where the first run found it
+    images: int | None = 1000
+    steps: int = 100
+    batch_size: int = 256
+    seed: int = 0
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    threads: int = 1
+    figures: bool = True
+    folder: str = MISSING
+
+
+def register() -> None:
+    """Make the schema known to Hydra, under the names that conf/*.yaml uses."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="compare_schema", node=CompareConfig)
+    for name, node in RULE_SCHEMAS.items():
+        store.store(group="rule", name=f"{name}_schema", node=node)
+
+
+RULE_SCHEMAS: dict[str, type[RuleConfig]] = {
+    "pseudo_likelihood": PseudoLikelihoodConfig,
+    "energy_descent": EnergyDescentConfig,
+    "hebb": HebbConfig,
+    "ridge": RidgeConfig,
+}
+
+
+def typed(config: DictConfig) -> Any:
+    """The resolved configuration as dataclasses. Missing values are a ConfigError."""
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise ConfigError(f"no value was given for {', '.join(sorted(missing))}")
+    return OmegaConf.to_object(config)
+
+
+def validate(config: Config) -> None:
+    """Refuse values that no run can use (ConfigError), before any work is done."""
+    if config.model.name in REFERENCES or not config.model.name.isidentifier():
+        raise ConfigError(
+            f"model.name is {config.model.name!r}; it must be letters, digits and _, and none of "
+            f"{', '.join(REFERENCES)}"
+        )
+    train, dynamics, evaluation = config.train, config.dynamics, config.eval
+    _positive("model.inverse_temperature", config.model.inverse_temperature)
+    for name, value in (
+        ("train.steps", train.steps),
+        ("train.batch_size", train.batch_size),
+        ("train.validate_every", train.validate_every),
+        ("train.validation_images", train.validation_images),
+        ("train.validation_steps", train.validation_steps),
+        ("train.patience", train.patience),
+        ("dynamics.screening_steps", dynamics.screening_steps),
+        ("dynamics.finalists", dynamics.finalists),
+        ("dynamics.validation_images", dynamics.validation_images),
+        ("eval.images", evaluation.images),
+        ("eval.steps", evaluation.steps),
+        ("eval.batch_size", evaluation.batch_size),
+        ("eval.overlap_images", evaluation.overlap_images),
+        ("threads", config.threads),
+    ):
+        if value is not None:
+            _positive(name, value)
+    if isinstance(config.rule, PseudoLikelihoodConfig | EnergyDescentConfig):
+        _positive("rule.learning_rate", config.rule.learning_rate)
+    if not 0 <= train.jitter < float("inf"):
+        raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
+    if not config.task.names:
+        raise ConfigError("task.names is empty; give masked, denoise or both")
+    for name, values in (
+        ("dynamics.maps", dynamics.maps),
+        ("dynamics.inverse_temperatures", dynamics.inverse_temperatures),
+        ("dynamics.inertias", dynamics.inertias),
+    ):
+        if not values:
+            raise ConfigError(f"{name} is empty; give at least one value")
+    for value in dynamics.inverse_temperatures:
+        _positive("each of dynamics.inverse_temperatures", value)
+    for value in dynamics.evidence:
+        _positive("each of dynamics.evidence", value)
+    if min(dynamics.inertias) < 0:
+        raise ConfigError(f"dynamics.inertias has {min(dynamics.inertias)}; 0 or more is allowed")
+    if not 0 <= dynamics.damping < 1:
+        raise ConfigError(f"dynamics.damping is {dynamics.damping}; it must be in [0, 1)")
+    if config.seed < 0 or evaluation.seed < 0:
+        raise ConfigError("seeds must be 0 or more")
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{name} is {value}; it must be positive and finite")

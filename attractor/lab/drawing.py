@@ -1,0 +1,72 @@
+"""Which figures a run gets."""
+
+from pathlib import Path
+from typing import Any
+
+from attractor.images import ImageSplits, Reconstructor, Task, to_pixels
+from attractor.lab import figures, portraits
+from attractor.lab.assessment import Assessment
+from attractor.lab.config import Config
+from attractor.lab.evaluation import corruptions, overlaps
+from attractor.lab.network import AttractorNetwork, Recall
+from attractor.lab.report import title
+
+# the classical reference that is strongest at each task, shown beside the network's images
+_SHOWN_REFERENCE = {"masked": "regression", "denoise": "memory"}
+
+
+def draw_run(
+    config: Config,
+    network: AttractorNetwork,
+    splits: ImageSplits,
+    tasks: dict[str, Task],
+    reference_models: dict[str, Reconstructor],
+    assessment: Assessment,
+    results: dict[str, Any],
+    folder: Path,
+) -> dict[str, Path]:
+    """Draw everything; name -> PNG or GIF."""
+    steps = config.eval.steps
+    drawn = {"error_curves": figures.error_curves(results["tasks"], folder)}
+    for task, rows in assessment.choices.items():
+        batch = assessment.batches[task][0]
+        reference = _SHOWN_REFERENCE[task]
+        for row, choice in rows.items():
+            name = f"grid_{task}" + row.removeprefix(config.model.name).replace("+", "_")
+            drawn[name] = portraits.retrieval_grid(
+                Recall(network, choice.retrieval),
+                (title(reference), reference_models[reference]),
+                batch,
+                folder,
+                name=name,
+                steps=steps,
+                heading=f"{title(row)}: {choice.retrieval.describe()}",
+            )
+        plain = Recall(network, rows[config.model.name].retrieval)
+        drawn[f"trajectory_{task}"] = portraits.trajectory_gif(plain, batch, folder, steps=steps)
+    last = list(tasks)[-1]
+    curves = {}
+    for row, choice in assessment.choices[last].items():
+        curves[row] = {
+            name: overlaps(
+                network,
+                choice.retrieval,
+                corruptions(
+                    tasks[last],
+                    images[: config.eval.overlap_images],
+                    seed=config.eval.seed,
+                    batch_size=config.eval.batch_size,
+                ),
+                steps=steps,
+            )
+            for name, images in (("training", splits.train), ("test", splits.test))
+        }
+    corruption = {"denoise": "noisy", "masked": "masked"}[last]
+    drawn["overlap"] = figures.overlap_curves(curves, folder, corruption=corruption)
+    for name, path in (
+        ("couplings", portraits.coupling_matrices(network, folder)),
+        ("attention", portraits.attention_maps(network, to_pixels(splits.test[:1])[0], folder)),
+    ):
+        if path is not None:
+            drawn[name] = path
+    return drawn

@@ -1,0 +1,47 @@
+"""What train.py and evaluate.py do around their job: folder, threads, errors and exit codes."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from attractor.lab.config import typed
+from attractor.lab.errors import EXIT_CODES, exit_code
+from attractor.lab.folder import RunFolder
+
+log = logging.getLogger("attractor")
+
+
+def launch(
+    raw: DictConfig,
+    *,
+    check: Callable[[Any], None],
+    job: Callable[[Any, RunFolder], float | None],
+) -> float | None:
+    """Check the configuration, make the run folder, do the job in it.
+
+    A known error ends the process with one line and its exit code (DESIGN.md section 5); in a multirun it
+    is left to Hydra, so that the other jobs go on. Anything else keeps its traceback.
+    """
+    logging.getLogger().setLevel(logging.WARNING)  # libraries that draw or compress talk much at INFO
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        config = typed(raw)
+        check(config)
+        torch.set_num_threads(config.threads)
+        path = Path(HydraConfig.get().runtime.output_dir if multirun else config.folder)
+        folder = RunFolder(path, OmegaConf.to_yaml(raw, resolve=True))
+        with folder.job():
+            return job(config, folder)
+    except tuple(EXIT_CODES) as error:
+        if multirun and isinstance(error, Exception):
+            raise
+        text = str(error) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(exit_code(error)) from error

@@ -1,0 +1,50 @@
+"""What can go wrong in a run, and the exit code that each ends with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from attractor.images import DataError
+from attractor.physics import NonFiniteError
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be run."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing, damaged or does not fit."""
+
+
+class OutputError(Exception):
+    """An output folder that exists, is locked, is full or cannot be written."""
+
+
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+EXIT_CODES: dict[type[BaseException], int] = {
+    ConfigError: 2,
+    NonFiniteError: 3,
+    CheckpointError: 4,
+    OutputError: 5,
+    DataError: 6,
+    KeyboardInterrupt: 130,
+    Terminated: 143,
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an error; 1 for anything unexpected."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+@contextmanager
+def configuring() -> Iterator[None]:
+    """While objects are built from the configuration, a ValueError is a ConfigError."""
+    try:
+        yield
+    except DataError:  # a ValueError too, with an exit code of its own
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

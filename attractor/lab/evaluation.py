@@ -1,0 +1,129 @@
+"""Evaluation: any list of models on the same corruptions, and what is reported of it.
+
+Errors are kept image by image, so that models can be compared in pairs: the standard error of a
+difference is much smaller than that of either error, since hard images are hard for all.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attractor.images import Corrupted, Reconstructor, Task, to_pixels
+from attractor.lab.network import AttractorNetwork, Retrieval
+from attractor.physics import NonFiniteError
+
+CORRUPTED = "corrupted"
+
+
+@dataclass(frozen=True)
+class TaskErrors:
+    """Squared errors of one task. errors: model -> (images, T), float64; corrupted: (images,), t = 0."""
+
+    errors: dict[str, Tensor]
+    corrupted: Tensor
+
+
+def corruptions(
+    task: Task, images: Tensor, *, seed: int, batch_size: int, first: int = 0
+) -> list[Corrupted]:
+    """Batches of corrupted images from uint8 (P, C, H, W). `first` is the index of images[0]."""
+    return [
+        task.corrupt(
+            to_pixels(batch), range(first + start, first + start + len(batch)), seed=seed
+        )
+        for start, batch in zip(
+            range(0, len(images), batch_size), images.split(batch_size), strict=True
+        )
+    ]
+
+
+def evaluate(
+    models: Mapping[str, Reconstructor],
+    batches: list[Corrupted],
+    *,
+    steps: int,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> TaskErrors:
+    """Squared error per image and iteration of every model. `progress` hears the model of each batch.
+
+    Raises NonFiniteError, naming model and iteration, if a prediction is not finite.
+    """
+    errors: dict[str, list[Tensor]] = {name: [] for name in models}
+    for batch in batches:
+        for name, model in models.items():
+            curve = []
+            for t, prediction in enumerate(islice(model.reconstruct(batch), steps), start=1):
+                error = batch.squared_error(prediction)
+                if not torch.isfinite(error).all():
+                    raise NonFiniteError(f"the prediction of {name} is not finite at iteration {t}")
+                curve.append(error)
+            errors[name].append(torch.stack(curve, 1))
+            progress(name)
+    return TaskErrors(
+        {name: torch.cat(parts) for name, parts in errors.items()},
+        torch.cat([batch.squared_error(batch.corrupted) for batch in batches]),
+    )
+
+
+def summarise(result: TaskErrors, chosen: Mapping[str, int]) -> dict[str, Any]:
+    """The entry of a task in results.json. chosen: model -> the t that validation chose."""
+    models: dict[str, Any] = {}
+    for name, errors in result.errors.items():
+        mean = errors.mean(0)
+        oracle = int(mean.argmin())
+        entry: dict[str, Any] = {"mse": mean.tolist(), "std": _spread(errors).tolist()}
+        if errors.shape[1] > 1 or name in chosen:
+            t = chosen[name]
+            entry["best"] = {"t": t, "mse": float(mean[t - 1])}
+            entry["oracle_best"] = {"t": oracle + 1, "mse": float(mean[oracle])}
+        models[name] = entry
+    return {
+        "images": len(result.corrupted),
+        "corrupted_mse": float(result.corrupted.mean()),
+        "models": models,
+        "differences": _differences(result, chosen),
+    }
+
+
+def _differences(result: TaskErrors, chosen: Mapping[str, int]) -> dict[str, Any]:
+    """model -> other -> mean of (model - other) over images, with its paired standard error."""
+    at_best = {
+        name: errors[:, chosen.get(name, 1) - 1] for name, errors in result.errors.items()
+    }
+    table: dict[str, Any] = {}
+    for name in chosen:
+        table[name] = {}
+        for other, errors in at_best.items():
+            if other != name:
+                difference = at_best[name] - errors
+                standard_error = _spread(difference[:, None])[0] / len(difference) ** 0.5
+                table[name][other] = {
+                    "mse": float(difference.mean()),
+                    "standard_error": float(standard_error),
+                }
+    return table
+
+
+def _spread(errors: Tensor) -> Tensor:
+    """Standard deviation over images (axis 0); 0 for a single image."""
+    return errors.std(0, correction=1 if len(errors) > 1 else 0)
+
+
+def overlaps(
+    network: AttractorNetwork, retrieval: Retrieval, batches: list[Corrupted], *, steps: int
+) -> Tensor:
+    """Cosine between the state and the original, per image (images, T + 1), t = 0 first.
+
+    Of the whole state as one vector of N D components. A state of zeros has overlap 0.
+    """
+    curves = []
+    for batch in batches:
+        original = network.encoding.encode(batch.original).flatten(1)
+        states = [network.start(batch), *islice(network.states(batch, retrieval), steps)]
+        cosine = torch.nn.functional.cosine_similarity
+        curves.append(torch.stack([cosine(x.flatten(1), original) for x in states], 1))
+    return torch.cat(curves)

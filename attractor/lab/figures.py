@@ -1,0 +1,137 @@
+"""Figures of results, for a paper: one column (3.4 in) or two (7 in) wide, PNG and PDF.
+
+Colours are Okabe and Ito's, which stay distinct for colour-blind readers; line styles differ too.
+Pictures of the network itself are in `portraits`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from attractor.lab.config import REFERENCES
+from attractor.lab.report import title
+
+COLUMN, PAGE = 3.4, 7.0  # inches
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 6.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,
+}
+MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MODEL_STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
+REFERENCE_STYLES = {"training_mean": ":", "regression": "--", "memory": "-."}
+TASK_TITLES = {"masked": "masked prediction", "denoise": "denoising"}
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Write name.png and name.pdf; returns the PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.pdf", bbox_inches="tight")
+    figure.savefig(folder / f"{name}.png", dpi=220, bbox_inches="tight")
+    return folder / f"{name}.png"
+
+
+def error_curves(tasks: dict[str, Any], folder: Path) -> Path:
+    """Test error against iteration, a panel for each task; references as grey lines.
+
+    Bands are the standard deviation over test images; the circle is the t chosen on validation images.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PAGE if len(tasks) > 1 else COLUMN, 2.5), layout="constrained")
+        panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+        for axes, (task, values) in zip(panels, tasks.items(), strict=True):
+            _error_panel(axes, values)
+            axes.set_title(f"{TASK_TITLES[task]}, {values['images']:,} test images")
+        return save(figure, folder, "error_curves")
+
+
+def _error_panel(axes: Axes, values: dict[str, Any]) -> None:
+    learned = [name for name in values["models"] if name not in REFERENCES]
+    top = 0.0
+    for index, name in enumerate(learned):
+        entry = values["models"][name]
+        mean, std = np.array(entry["mse"]), np.array(entry["std"])
+        t = np.arange(1, len(mean) + 1)
+        colour = MODEL_COLOURS[index % len(MODEL_COLOURS)]
+        style = MODEL_STYLES[index % len(MODEL_STYLES)]
+        axes.plot(t, mean, color=colour, linestyle=style, label=title(name))
+        if len(learned) < 3:
+            axes.fill_between(t, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
+        best = entry["best"]
+        axes.plot(best["t"], best["mse"], "o", color=colour, markersize=4)
+        top = max(top, float((mean + std * (len(learned) < 3)).max()))
+    for name in REFERENCES:
+        error = values["models"][name]["mse"][0]
+        axes.axhline(error, color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0)
+        top = max(top, error)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.08 * top)
+    axes.set_xlabel("iteration $t$")
+    axes.set_ylabel("mean squared error (pixel$^2$)")
+    axes.legend(frameon=False, ncols=2, loc="lower right", borderaxespad=0.2)
+
+
+def overlap_curves(
+    curves: dict[str, dict[str, Tensor]], folder: Path, *, corruption: str
+) -> Path:
+    """Overlap with the original against t, for rows of the table, on training and test images.
+
+    curves: row -> "training" or "test" -> (images, T + 1). Lines are means, bands standard deviations.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+        axes = figure.subplots()
+        for index, (row, sets) in enumerate(curves.items()):
+            for (images, values), style in zip(sets.items(), ("-", "--"), strict=True):
+                mean, std = values.mean(0).numpy(), values.std(0, correction=0).numpy()
+                t = np.arange(len(mean))
+                colour = MODEL_COLOURS[index]
+                axes.plot(t, mean, color=colour, linestyle=style, label=f"{title(row)}, {images}")
+                axes.fill_between(t, mean - std, mean + std, color=colour, alpha=0.08, linewidth=0)
+        # t = 0, the corrupted image, has a place on the logarithmic axis too
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(0, None)
+        axes.set_xlabel("iteration $t$")
+        axes.set_ylabel("overlap with the original (cosine)")
+        axes.set_title(f"{corruption} images")
+        axes.legend(frameon=False)
+        return save(figure, folder, "overlap")
+
+
+def image_grid(
+    columns: Sequence[tuple[str, Tensor]], folder: Path, name: str, *, heading: str
+) -> Path:
+    """Images in columns with a title each: (title, pixels (rows, C, H, W) in [0, 1])."""
+    rows = len(columns[0][1])
+    with rc_context(STYLE):
+        size = PAGE / 9
+        figure = Figure(figsize=(size * len(columns), size * rows + 0.4), layout="constrained")
+        figure.suptitle(heading, fontsize=8)
+        cells = figure.subplots(rows, len(columns), squeeze=False)
+        for column, (text, pixels) in enumerate(columns):
+            cells[0, column].set_title(text, fontsize=7)
+            for row, image in enumerate(pixels):
+                show(cells[row, column], image)
+        return save(figure, folder, name)
+
+
+def show(axes: Axes, image: Tensor) -> None:
+    """Draw pixels (C, H, W), grey or colour, without axes."""
+    picture = image.clamp(0, 1).movedim(0, -1).numpy()
+    if picture.shape[-1] == 1:
+        picture = picture[..., 0]
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()

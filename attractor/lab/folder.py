@@ -1,0 +1,125 @@
+"""The run folder: what a run leaves behind, and how it says what became of it.
+
+    config.yaml  status.json  metrics.jsonl  train.log  results.json  checkpoints/  figures/  wandb/
+"""
+
+import json
+import logging
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from attractor.lab.errors import EXIT_CODES, OutputError, Terminated, exit_code
+
+log = logging.getLogger("attractor")
+
+
+class RunFolder:
+    """A folder that holds exactly one run.
+
+    Raises OutputError if it already holds one, cannot be written, or has `=` or `,` in its name, which
+    Hydra and wandb cannot be given back.
+    """
+
+    def __init__(self, path: Path, config_yaml: str) -> None:
+        self.path = path.absolute()
+        if "=" in self.path.name or "," in self.path.name:
+            raise OutputError(f"the run folder {self.path.name!r} has '=' or ',' in its name")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # exclusive creation: of two jobs that race for a folder, one is refused
+            with (self.path / "status.json").open("x") as handle:
+                json.dump({"status": "running"}, handle)
+            (self.path / "config.yaml").write_text(config_yaml)
+        except FileExistsError as error:
+            raise OutputError(
+                f"{self.path} already holds a run; nothing was changed. Choose another folder with "
+                "hydra.run.dir=DIR, or remove it"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error}") from error
+        self._begin = time.time()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a whole file or none: to a temporary name, flushed, renamed."""
+        temporary = self.path / f".{name}.writing"
+        with temporary.open("w") as handle:
+            json.dump(value, handle, indent=2)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.rename(self.path / name)
+
+    def status(self, status: str, **more: Any) -> None:
+        """running, done, failed or killed, with what else is known."""
+        times = {"begin": self._begin, "end": time.time(), "pid": os.getpid()}
+        self.write_json("status.json", {"status": status} | times | more)
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """Run the body; leave its traceback in train.log and its end in status.json.
+
+        SIGTERM raises Terminated in the body, SIGINT KeyboardInterrupt. A full disk becomes OutputError.
+        """
+        handler = logging.FileHandler(self.path / "train.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            self.status("running")
+            yield
+            self.status("done")
+        except BaseException as error:
+            failure: BaseException = error
+            if isinstance(error, OSError) and not isinstance(error, tuple(EXIT_CODES)):
+                failure = OutputError(f"{self.path} cannot be written: {error}")
+            trace = "".join(traceback.format_exception(error))
+            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, trace, (), None))
+            killed = isinstance(error, KeyboardInterrupt | Terminated)
+            self.status(
+                "killed" if killed else "failed",
+                error=f"{type(failure).__name__}: {failure}",
+                exit_code=exit_code(failure),
+            )
+            if failure is not error:
+                raise failure from error
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, flushed, so that a killed run keeps all it measured."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = path.open("a")
+
+    def write(self, step: int, values: dict[str, float | None]) -> None:
+        self._handle.write(json.dumps({"step": step, "time": time.time()} | values) + "\n")
+        self._handle.flush()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.close()
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated("SIGTERM")

@@ -1,0 +1,131 @@
+"""A trained network on images: encode, iterate, decode.
+
+`AttractorNetwork` is the couplings and the code between pixels and tokens; a `Retrieval` is one way to
+run it. Together they are a `Reconstructor`, like the baselines.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from attractor.images import Corrupted, Encoding
+from attractor.lab.config import MapName, OrderName
+from attractor.physics import (
+    Attention,
+    Dynamics,
+    Evidence,
+    Gibbs,
+    LocalEnergy,
+    MeanField,
+    Sequential,
+    Synchronous,
+    iterate,
+)
+from attractor.physics.dynamics import Map
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """One way to run a network: a map and its modifiers.
+
+    inverse_temperature: times that of training. evidence: strength of the observation, the natural
+    parameter in units of the observed token; 0 for free dynamics. steps: the t at which the prediction is
+    read, None while it is not yet chosen.
+    """
+
+    map: MapName
+    inverse_temperature: float = 1.0
+    inertia: float = 0.0
+    damping: float = 0.0
+    order: OrderName = OrderName.synchronous
+    evidence: float = 0.0
+    steps: int | None = None
+    seed: int = 0  # of the draws of gibbs
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for results.json."""
+        return asdict(self) | {"map": self.map.value, "order": self.order.value}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Retrieval":
+        """The inverse of `to_json`."""
+        names = {"map": MapName(values["map"]), "order": OrderName(values["order"])}
+        return Retrieval(**(values | names))
+
+    def describe(self) -> str:
+        """For tables and legends."""
+        words = [f"{self.map.value} map", f"inverse temperature x {self.inverse_temperature:g}"]
+        words += [f"inertia {self.inertia:g}"] * bool(self.inertia)
+        words += [f"damping {self.damping:g}"] * bool(self.damping)
+        words += [f"evidence {self.evidence:g}"] * bool(self.evidence)
+        words += ["token by token"] * (self.order is OrderName.sequential)
+        return ", ".join(words)
+
+
+class AttractorNetwork:
+    """Couplings with their energy, and the encoding of pixels (B, C, H, W) as tokens (B, N, D)."""
+
+    def __init__(self, energy: LocalEnergy, encoding: Encoding) -> None:
+        self.energy = energy
+        self.encoding = encoding
+
+    def start(self, corrupted: Corrupted) -> Tensor:
+        """x_0: the corrupted image as tokens; a masked token, which says nothing, is the zero vector."""
+        x = self.encoding.encode(corrupted.corrupted)
+        if corrupted.mask is not None:
+            x = x.masked_fill(corrupted.mask.unsqueeze(-1), 0.0)
+        return x
+
+    def states(self, corrupted: Corrupted, retrieval: Retrieval) -> Iterator[Tensor]:
+        """x_1, x_2, ... (B, N, D), without end. Visible tokens of a masked image are clamped."""
+        x = self.start(corrupted)
+        evidence = None
+        if retrieval.evidence:
+            evidence = Evidence(field=retrieval.evidence * x, precision=retrieval.evidence)
+        dynamics = Dynamics(
+            map=_map(retrieval),
+            order=Sequential() if retrieval.order is OrderName.sequential else Synchronous(),
+            inverse_temperature=self.energy.inverse_temperature * retrieval.inverse_temperature,
+            inertia=retrieval.inertia,
+            damping=retrieval.damping,
+        )
+        clamped = None if corrupted.mask is None else ~corrupted.mask
+        return iterate(self.energy, x, dynamics, clamped=clamped, evidence=evidence)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A network under one retrieval, as a `Reconstructor`."""
+
+    network: AttractorNetwork
+    retrieval: Retrieval
+
+    def reconstruct(self, corrupted: Corrupted) -> Iterator[Tensor]:
+        """Predicted pixels (B, C, H, W) after iteration t = 1, 2, ..., without end."""
+        for x in self.network.states(corrupted, self.retrieval):
+            yield self.network.encoding.decode(x)
+
+
+def _map(retrieval: Retrieval) -> Map:
+    match retrieval.map:
+        case MapName.attention:
+            return Attention()
+        case MapName.mean_field:
+            return MeanField()
+        case MapName.mean_field_projected:
+            return MeanField(projected=True)
+        case MapName.gibbs:
+            return Gibbs(generator=Generator().manual_seed(retrieval.seed))
+
+
+def log_pseudo_likelihood(network: AttractorNetwork, pixels: Tensor, *, batch_size: int) -> float:
+    """Mean log p(x_i | x_others) of clean images, nats per token, relative to the spin measure."""
+    with torch.inference_mode():
+        total = sum(
+            float(network.energy.log_conditional(network.encoding.encode(batch)).double().sum())
+            for batch in pixels.split(batch_size)
+        )
+    return total / (len(pixels) * network.energy.couplings.tokens)

@@ -1,0 +1,160 @@
+"""Pictures of a network itself: what it learned, what it attends to, how it moves."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from attractor.images import Corrupted, Reconstructor, grid_side
+from attractor.lab.figures import PAGE, STYLE, image_grid, save, show
+from attractor.lab.network import AttractorNetwork, Recall
+from attractor.physics import Hopfield, Pairwise
+
+GRID_TIMES = (1, 5, 20, 100)
+_GIF_TIMES = (*range(21), 25, 30, 40, 50, 75, 100)
+
+
+def retrieval_grid(
+    recall: Recall,
+    reference: tuple[str, Reconstructor],
+    batch: Corrupted,
+    folder: Path,
+    *,
+    name: str,
+    steps: int,
+    heading: str,
+    rows: int = 6,
+) -> Path:
+    """original | corrupted | t = 1, 5, 20, 100 | reference, for the first images of a batch."""
+    few = first_images(batch, rows)
+    states = list(islice(recall.reconstruct(few), steps))
+    seen = few.corrupted
+    if few.pixel_mask is not None:
+        # grey, so that a hidden pixel does not look black
+        seen = torch.where(few.pixel_mask, 0.5, seen)
+    columns = [("original", few.original), ("corrupted", seen)]
+    columns += [(f"$t={t}$", visible(states[t - 1], few)) for t in GRID_TIMES if t <= steps]
+    title, model = reference
+    columns.append((title, visible(next(iter(model.reconstruct(few))), few)))
+    return image_grid(columns, folder, name, heading=heading)
+
+
+def visible(prediction: Tensor, batch: Corrupted) -> Tensor:
+    """A prediction with the visible pixels of a masked image put back."""
+    if batch.pixel_mask is None:
+        return prediction
+    return torch.where(batch.pixel_mask, prediction, batch.original)
+
+
+def first_images(batch: Corrupted, count: int) -> Corrupted:
+    """The first images of a batch."""
+    return Corrupted(
+        batch.task,
+        batch.original[:count],
+        batch.corrupted[:count],
+        None if batch.mask is None else batch.mask[:count],
+        None if batch.pixel_mask is None else batch.pixel_mask[:count],
+    )
+
+
+def coupling_matrices(network: AttractorNetwork, folder: Path) -> Path | None:
+    """J_ij (D x D) from the central token's neighbours at growing distance, one colour scale."""
+    couplings = network.energy.couplings
+    if not isinstance(couplings, Pairwise | Hopfield):
+        return None
+    grid = grid_side(network.encoding.side, patch=network.encoding.patch)
+    row = column = grid // 2
+    centre = row * grid + column
+    offsets = [(0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (0, 2), (2, 0), (row - 1, 1 - column)]
+    pairs = []
+    for down, right in offsets:
+        r, c = row + down, column + right
+        if 0 <= r < grid and 0 <= c < grid and (r, c) != (row, column):
+            pairs.append((r * grid + c, f"{down:+d}, {right:+d}"))
+    matrices = torch.stack([couplings.couplings[centre, j] for j, _ in pairs])
+    limit = float(matrices.abs().max()) or 1.0
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PAGE, 1.5), layout="constrained")
+        cells = figure.subplots(1, len(pairs), squeeze=False)[0]
+        picture = None
+        for axes, matrix, (_, text) in zip(cells, matrices, pairs, strict=True):
+            picture = axes.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes.set_title(text, fontsize=7)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        cells[0].set_ylabel("component of $x_i$")
+        cells[0].set_xlabel("of $x_j$")
+        if picture is not None:
+            figure.colorbar(picture, ax=list(cells), shrink=0.8, label="$J_{ij}$ (dimensionless)")
+        figure.suptitle(
+            f"couplings of token $i=({row}, {column})$ to token $j$ at (down, right) patches",
+            fontsize=8,
+        )
+        return save(figure, folder, "couplings")
+
+
+def attention_maps(network: AttractorNetwork, pixels: Tensor, folder: Path) -> Path | None:
+    """Attention alpha_ij of four tokens i of one image (C, H, W) on all tokens j."""
+    if network.energy.couplings.sources != network.encoding.tokens:
+        return None  # sources are not tokens
+    grid, patch = grid_side(network.encoding.side, patch=network.encoding.patch), network.encoding.patch
+    with torch.inference_mode():
+        attention = network.energy.attention(network.encoding.encode(pixels[None]))[0]  # (N, N)
+    low, high = grid // 3, max(grid // 3 + 1, 2 * grid // 3)
+    queries = [(low, low), (low, high), (high, low), (high, high)]
+    chosen = torch.stack([attention[r * grid + c] for r, c in queries]).view(-1, grid, grid)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PAGE, 1.7), layout="constrained")
+        cells = figure.subplots(1, len(queries) + 1, squeeze=False)[0]
+        show(cells[0], pixels)
+        cells[0].set_title("image, tokens $i$")
+        picture = None
+        for index, ((r, c), weights) in enumerate(zip(queries, chosen, strict=True), start=1):
+            axes = cells[index]
+            corner = (c * patch - 0.5, r * patch - 0.5)
+            cells[0].add_patch(Rectangle(corner, patch, patch, fill=False, ec="#D55E00", lw=1))
+            picture = axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=float(chosen.max()))
+            axes.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, fill=False, ec="#D55E00", lw=1))
+            axes.set_title(f"$i=({r}, {c})$")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        if picture is not None:
+            figure.colorbar(picture, ax=list(cells), shrink=0.8, label=r"attention $\alpha_{ij}$")
+        return save(figure, folder, "attention")
+
+
+def trajectory_gif(recall: Recall, batch: Corrupted, folder: Path, *, steps: int) -> Path:
+    """original | corrupted | state at t, for the first image of a batch, as an animation."""
+    few = first_images(batch, 1)
+    states = [visible(pixels, few) for pixels in islice(recall.reconstruct(few), steps)]
+    frames = [
+        _frame(few.original[0], few.corrupted[0], (states[t - 1] if t else few.corrupted)[0], t)
+        for t in _GIF_TIMES
+        if t <= steps
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"trajectory_{batch.task}.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=250, loop=0)
+    return path
+
+
+def _frame(original: Tensor, corrupted: Tensor, state: Tensor, t: int) -> Image.Image:
+    side, scale, margin = original.shape[-1], 112 // original.shape[-1] or 1, 14
+    width = side * scale
+    frame = Image.new("RGB", (3 * width + 4 * margin, width + 2 * margin + 6), "white")
+    draw = ImageDraw.Draw(frame)
+    texts = ("original", "corrupted", f"t = {t}")
+    for index, (pixels, text) in enumerate(zip((original, corrupted, state), texts, strict=True)):
+        values = (pixels.clamp(0, 1) * 255).round().byte().expand(3, -1, -1).movedim(0, -1).numpy()
+        left = margin + index * (width + margin)
+        picture = Image.fromarray(values).resize((width, width), Image.Resampling.NEAREST)
+        frame.paste(picture, (left, margin + 6))
+        draw.text((left, 4), text, fill="black")
+    return frame
+
+

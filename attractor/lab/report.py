@@ -1,0 +1,108 @@
+"""What a run says on the terminal: its header, its table, where everything is."""
+
+from pathlib import Path
+from typing import Any
+
+from attractor.images import ImageSplits
+from attractor.lab.config import (
+    Config,
+    EnergyDescentConfig,
+    HebbConfig,
+    MeasureName,
+    PseudoLikelihoodConfig,
+    RidgeConfig,
+    RuleConfig,
+)
+from attractor.lab.network import AttractorNetwork
+from attractor.lab.training import Step
+
+TITLES = {
+    "bare_attention": "bare self-attention",
+    "hopfield": "vector Hopfield network",
+    "training_mean": "training mean",
+    "regression": "linear regression",
+    "memory": "softmax memory",
+}
+
+_RULES: dict[type[RuleConfig], str] = {
+    PseudoLikelihoodConfig: "exact pseudo-likelihood (local, no backpropagation)",
+    EnergyDescentConfig: "energy descent, positive phase only (local, no backpropagation)",
+    HebbConfig: "Hebb, one shot (no backpropagation)",
+    RidgeConfig: "ridge regression, closed form (no backpropagation)",
+}
+
+
+def title(model: str) -> str:
+    """A model's key as words: run/bare_attention+evidence is `run: bare self-attention + evidence`."""
+    run, _, key = model.rpartition("/")
+    name, _, variant = key.partition("+")
+    words = TITLES.get(name, name) + (f" + {variant}" if variant else "")
+    return f"{run}: {words}" if run else words
+
+
+def header(config: Config, splits: ImageSplits, network: AttractorNetwork) -> str:
+    """What is about to be trained, in two lines."""
+    couplings, side, patch = network.energy.couplings, splits.side, config.model.patch
+    channels = f" of {splits.channels} channels" if splits.channels > 1 else ""
+    measure = config.model.measure
+    kind = "" if measure is MeasureName.sphere else f", {measure.value} measure"
+    threads = f"{config.threads} thread" + ("s" if config.threads > 1 else "")
+    return (
+        f"{title(config.model.name)} on {splits.name}: {side}x{side} images{channels}, "
+        f"{patch}x{patch} patches, N={couplings.tokens} tokens of D={couplings.dim}, "
+        f"{couplings.parameters:,} couplings{kind}\n"
+        f"rule: {_RULES[type(config.rule)]}   device: cpu, {threads}"
+    )
+
+
+def progress(step: Step, errors: dict[str, float]) -> str:
+    """Behind the progress bar: the objective of training and the last validation."""
+    shown = "" if step.objective is None else f"log PL {step.objective:.3f} nats/token  "
+    shown += "  ".join(f"{task} {error:.4f}" for task, error in errors.items())
+    return f"{shown} (validation)"
+
+
+def table(tasks: dict[str, Any]) -> str:
+    """Test errors, a row for each model: at the t chosen on validation, with the oracle's t behind it."""
+    names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
+    titles = {name: title(name) for name in names}
+    width = max(map(len, titles.values())) + 2
+    # learned models first, references after them
+    lines = [" " * (width + 2) + "".join(f"{task:<26}" for task in tasks).rstrip()]
+    for name in names:
+        cells = [_cell(task["models"].get(name)) for task in tasks.values()]
+        lines.append(("  " + titles[name].ljust(width) + "".join(f"{c:<26}" for c in cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    if "best" not in entry:
+        return f"{entry['mse'][0]:.4f}"
+    best, oracle = entry["best"], entry["oracle_best"]
+    return f"{best['mse']:.4f} (t={best['t']}; {oracle['mse']:.4f} at {oracle['t']})"
+
+
+def headline(results: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a run that a tracker shows first: task/model -> test error."""
+    return {
+        f"{task}/{name}": entry["best"]["mse"] if "best" in entry else entry["mse"][0]
+        for task, values in results["tasks"].items()
+        for name, entry in values["models"].items()
+    }
+
+
+def relative(path: Path) -> Path:
+    """`path` as one would type it from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def closing(folder: Path, *, figures: bool, sync: str | None, seconds: float) -> str:
+    """Where everything is."""
+    where = f"run folder   {relative(folder)}"
+    if figures:
+        where += f"      figures   {relative(folder / 'figures')}"
+    lines = [where] + [f"tracked offline; upload with: {sync}"] * (sync is not None)
+    return "\n".join([*lines, f"{seconds:.0f} s in all"])

@@ -1,0 +1,51 @@
+"""Choosing how to retrieve, on validation images: map, temperature, inertia, evidence and t.
+
+The pseudo-likelihood still rises while retrieval gets worse, so retrieval error is what is chosen by.
+Every candidate gets a few iterations; the best of them then get all, so that a late optimum can win.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+
+from attractor.images import Corrupted
+from attractor.lab.network import AttractorNetwork, Recall, Retrieval
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A retrieval with its t (`retrieval.steps`), and its validation error there."""
+
+    retrieval: Retrieval
+    error: float
+
+
+def choose(
+    network: AttractorNetwork,
+    candidates: Sequence[Retrieval],
+    corrupted: Corrupted,
+    *,
+    screening_steps: int,
+    steps: int,
+    finalists: int = 1,
+) -> Choice:
+    """The candidate and the t with the lowest mean squared error on `corrupted`."""
+    screened = [_best_step(network, c, corrupted, min(screening_steps, steps)) for c in candidates]
+    screened.sort(key=lambda choice: choice.error)
+    if steps <= screening_steps:
+        return screened[0]
+    finals = [_best_step(network, c.retrieval, corrupted, steps) for c in screened[:finalists]]
+    return min(finals, key=lambda choice: choice.error)
+
+
+def _best_step(
+    network: AttractorNetwork, candidate: Retrieval, corrupted: Corrupted, steps: int
+) -> Choice:
+    states = islice(Recall(network, candidate).reconstruct(corrupted), steps)
+    errors = torch.stack([corrupted.squared_error(pixels).mean() for pixels in states])
+    # a state that overflowed is never the best one
+    errors = errors.nan_to_num(nan=torch.inf)
+    t = int(errors.argmin())
+    return Choice(replace(candidate, steps=t + 1), float(errors[t]))

@@ -1,0 +1,115 @@
+"""Training: a generator of steps, and early stopping on the error of retrieval.
+
+`fit` does no I/O and decides nothing: train.py loops over it in plain sight.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from attractor.images import to_pixels
+from attractor.lab.network import AttractorNetwork
+from attractor.physics import IterativeRule, NonFiniteError, OneShotRule
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update of the couplings. objective: what the rule climbs, before the update; None in one shot."""
+
+    index: int  # 1, 2, ...
+    objective: float | None
+    rate: float
+    seconds: float
+
+
+def fit(
+    network: AttractorNetwork,
+    rule: IterativeRule | OneShotRule,
+    *,
+    images: Tensor,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    jitter: float,
+    generator: Generator,
+) -> Iterator[Step]:
+    """Train on uint8 images (P, C, H, W); yields after every update.
+
+    Batches are drawn epoch by epoch without replacement. Gaussian noise of standard deviation `jitter` is
+    added to the pixels before they are encoded. The rate falls linearly from `learning_rate` to 0. A
+    one-shot rule yields once. Raises NonFiniteError, naming step and row.
+    """
+    if isinstance(rule, OneShotRule):
+        begin = time.perf_counter()
+        batches = images.split(1000)
+        rule.solve(network.energy, (_tokens(network, batch, 0.0, generator) for batch in batches))
+        yield Step(1, None, 0.0, time.perf_counter() - begin)
+        return
+    batches = _batches(images, batch_size, generator)
+    for index in range(1, steps + 1):
+        begin = time.perf_counter()
+        rate = learning_rate * (1 - (index - 1) / steps)
+        tokens = _tokens(network, next(batches), jitter, generator)
+        try:
+            objective = rule.step(network.energy, tokens, rate=rate)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"at step {index}: {error}") from error
+        yield Step(index, objective, rate, time.perf_counter() - begin)
+
+
+def _batches(images: Tensor, batch_size: int, generator: Generator) -> Iterator[Tensor]:
+    size = min(batch_size, len(images))
+    while True:
+        order = torch.randperm(len(images), generator=generator)
+        for batch in order.split(size):
+            if len(batch) == size:
+                yield images[batch]
+
+
+def _tokens(
+    network: AttractorNetwork, images: Tensor, jitter: float, generator: Generator
+) -> Tensor:
+    with torch.inference_mode():
+        pixels = to_pixels(images)
+        if jitter:
+            pixels = pixels + jitter * torch.randn(pixels.shape, generator=generator)
+        return network.encoding.encode(pixels)
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the couplings with the lowest validation error, and says when to give up.
+
+    The score of a validation is the geometric mean of its tasks' errors, so that one training serves all
+    tasks and none of them counts more because its errors are larger.
+    """
+
+    patience: int | None
+    best_score: float = float("inf")
+    best_step: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    failures: int = 0
+
+    def update(self, step: int, errors: dict[str, float], weights: dict[str, Tensor]) -> bool:
+        """Take a validation into account; True if it is the best so far."""
+        score = torch.tensor(list(errors.values()), dtype=torch.float64).log().mean().exp().item()
+        improved = score < self.best_score
+        if improved:
+            self.best_score, self.best_step, self.failures = score, step, 0
+            self.best_weights = {name: weight.clone() for name, weight in weights.items()}
+        else:
+            self.failures += 1
+        return improved
+
+    @property
+    def exhausted(self) -> bool:
+        return self.patience is not None and self.failures >= self.patience
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        """Put the best couplings back."""
+        with torch.inference_mode():
+            for name, weight in weights.items():
+                weight.copy_(self.best_weights[name])
