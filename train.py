@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Generator
 from tqdm import tqdm
 
+from attractor.images import pixel_mean
 from attractor.lab import assessment, checkpoints, report
 from attractor.lab.build import build_candidates, build_data, build_network, build_rule, build_tasks
 from attractor.lab.config import Config, register, validate
@@ -28,6 +29,7 @@ register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(raw: DictConfig) -> float | None:
+    """Compose conf/, then `train`."""
     return launch(raw, check=validate, job=train)
 
 
@@ -35,10 +37,12 @@ def train(config: Config, folder: RunFolder) -> float:
     """One run, from data to figures; returns its validation score, for sweepers."""
     begin = time.perf_counter()
     splits = build_data(config.data)
-    network = build_network(config.model, splits, seed=config.seed)
+    mean = pixel_mean(splits.train)
+    network = build_network(config.model, mean, seed=config.seed)
     rule = build_rule(config.rule, network, seed=config.seed)
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
-    candidates = build_candidates(config, evidence=False)
+    # the first inertia is enough to tell couplings apart while they are trained
+    candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
     weights = network.energy.couplings.weights
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     tracker = Tracker(
@@ -91,7 +95,13 @@ def train(config: Config, folder: RunFolder) -> float:
                 if stopping.update(step.index, errors, weights):
                     checkpoints.save(
                         folder.checkpoints,
-                        checkpoints.Checkpoint(step.index, weights, settings, errors),
+                        checkpoints.Checkpoint(
+                            step=step.index,
+                            weights=weights,
+                            mean=mean,
+                            config=settings,
+                            validation=errors,
+                        ),
                     )
                 bar.set_postfix_str(report.progress(step, errors))
             metrics.write(step.index, values)
@@ -135,17 +145,11 @@ def train(config: Config, folder: RunFolder) -> float:
         tracker.summary(report.headline(results))
         tracker.curves(results["tasks"])
         if config.figures:
-            drawn = draw_run(
-                config, network, splits, tasks, references, outcome, results, folder.figures
-            )
+            drawn = draw_run(config, network, splits, tasks, references, outcome, results, folder.figures)
             tracker.images(drawn)
     print(report.table(results["tasks"]))
     seconds = time.perf_counter() - begin
-    print(
-        report.closing(
-            folder.path, figures=config.figures, sync=tracker.sync_command, seconds=seconds
-        )
-    )
+    print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command, seconds=seconds))
     return stopping.best_score
 
 

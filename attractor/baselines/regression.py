@@ -1,11 +1,12 @@
 """Linear regression: the best linear prediction of the clean pixels from the corrupted ones.
 
-Masked pixels m given visible ones v, under a Gaussian with the mean mu and covariance C of training:
+Masked pixels m given visible ones v, under a Gaussian with the training mean mu and covariance C:
 
-    y_m = mu_m + C_mv C_vv^-1 (y_v - mu_v)  =  mu_m - L_mm^-1 L_mv (y_v - mu_v),    L = (C + ridge I)^-1
+    x_m = mu_m + C_mv (C_vv + ridge I)^-1 (y_v - mu_v)
+        = mu_m - L_mm^-1 L_mv (y_v - mu_v),    L = (C + ridge I)^-1
 
-where C_vv carries the ridge too. The second form solves for the masked pixels, which are fewer. Clean
-pixels x given noisy ones y, by ordinary least squares over noise drawn on the training images:
+The second form solves for the masked pixels, which are fewer. Clean pixels x given noisy ones y, by
+ordinary least squares over noise drawn on the training images:
 
     x = <x> + W^T (y - <y>),    W = Cov(y, y)^-1 Cov(y, x)
 """
@@ -22,7 +23,7 @@ _CHUNK = 4096  # training images turned into float64 at a time: 25 MB for MNIST
 
 
 class LinearRegression:
-    """Gaussian conditional where there is a mask, least squares from noisy to clean pixels elsewhere.
+    """Gaussian conditional where there is a mask; without one, least squares from noisy to clean.
 
     Each is fitted when first needed, in float64 on the device of `train`.
     """
@@ -32,9 +33,11 @@ class LinearRegression:
     ) -> None:
         """`train` is uint8 (P, C, H, W); `ridge` is in squared pixel units.
 
-        `denoise` says what noise is expected, the task's own unless given; `seed` draws that noise, one
-        draw for each training image.
+        `denoise` says what noise to expect, the task's default unless given; `seed` draws it, once
+        for each training image. Raises ValueError unless the ridge is positive.
         """
+        if not ridge > 0:
+            raise ValueError(f"ridge is {ridge}; constant pixels need a positive one")
         self.train = train
         self.denoise = Denoise() if denoise is None else denoise
         self.ridge = ridge
@@ -54,14 +57,14 @@ class LinearRegression:
 
     @cached_property
     def gaussian(self) -> tuple[Tensor, Tensor]:
-        """mu (P,) and L = (C + ridge I)^-1 (P, P), for P pixels of all channels."""
+        """Mean mu (P,) and L = (C + ridge I)^-1 (P, P), for P pixels of all channels."""
         mean, _, covariance = _covariance((pixels, pixels) for pixels in self._chunks())
         covariance.diagonal().add_(self.ridge)
         return mean, torch.cholesky_inverse(torch.linalg.cholesky(covariance))
 
     @cached_property
     def least_squares(self) -> tuple[Tensor, Tensor]:
-        """Weight W (P, P) and intercept (P,): x = y W + intercept. The shortest W if there are many."""
+        """W (P, P) and intercept (P,): x = y W + intercept; the shortest W if there are many."""
         noisy, both, covariance = _covariance(self._noisy_chunks())
         pixels = len(noisy)
         inverse = torch.linalg.pinv(covariance[:, :pixels], hermitian=True)
@@ -96,7 +99,7 @@ class LinearRegression:
 
 def _covariance(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Means (P,), (Q,) and Cov(a, b) (P, Q) over all rows of the chunks a (., P), b (., Q)."""
-    count, total_a, total_b, product = 0, 0, 0, 0
+    count, total_a, total_b, product = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for a, b in pairs:
         count += len(a)
         total_a, total_b, product = total_a + a.sum(0), total_b + b.sum(0), product + a.T @ b

@@ -1,7 +1,7 @@
 """Data sets of square images, held in memory as uint8 and split once and for all.
 
-The splits never depend on a seed of the experiment: every run of every model is validated on the same
-images, and larger validation sets contain the smaller ones.
+The splits do not depend on the seed of an experiment: every run of every model is validated on the
+same images, and larger validation sets contain the smaller ones.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class ImageSplits:
 
 
 class Loader(Protocol):
-    """One data set. `validation` counts the images held out of training; None takes the usual number."""
+    """One data set. `validation` counts the images held out of training; None: the usual number."""
 
     def __call__(
         self, *, root: str | Path, validation: int | None = None, download: bool = False
@@ -69,7 +69,7 @@ def to_pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def pixel_mean(images: Tensor) -> Tensor:
-    """Mean image (C, H, W), float32 pixels in [0, 1], of uint8 (P, C, H, W). Summed exactly, in integers."""
+    """Mean image (C, H, W), float32 pixels in [0, 1], of uint8 (P, C, H, W); summed in integers."""
     return (images.sum(0, dtype=torch.int64).double() / (255 * len(images))).float()
 
 
@@ -80,8 +80,8 @@ def check_images(images: Tensor, *, channels: int, side: int) -> None:
         raise DataError(f"images have shape {tuple(images.shape)}, {expected}")
     if not images.is_floating_point():
         raise DataError(f"images are {images.dtype}, {expected}; divide 8-bit images by 255")
-    if not bool(images.isfinite().all()):
-        raise DataError(f"images hold {int((~images.isfinite()).sum())} non-finite values, {expected}")
+    if broken := int((~images.isfinite()).sum()):
+        raise DataError(f"images hold {broken} non-finite values, {expected}")
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise DataError(f"images have values from {low:g} to {high:g}, {expected}")
@@ -92,23 +92,21 @@ def load(
 ) -> ImageSplits:
     """The data set `name` of `DATASETS`; `root` is the folder of the torchvision ones.
 
-    Raises ValueError for an unknown name or an impossible number of validation images, DataError for
-    data that is missing or damaged.
+    Raises ValueError for an unknown name or an impossible number of validation images, DataError
+    for data that is missing or damaged.
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; use one of {', '.join(sorted(DATASETS))}")
     return DATASETS[name](root=root, validation=validation, download=download)
 
 
-def digits(
-    *, root: str | Path = ".", validation: int | None = None, download: bool = False
-) -> ImageSplits:
-    """The 1,797 digits of 8x8 pixels that come with scikit-learn: 360 test, 180 validation, 1,257 train.
+def digits(*, root: str | Path = ".", validation: int | None = None, download: bool = False) -> ImageSplits:
+    """The 1,797 digits of 8x8 pixels that come with scikit-learn; `root`, `download` are not used.
 
-    Their 17 grey levels v become round(255 v / 16). `root` and `download` are not needed.
+    360 test, 180 validation and 1,257 training images. Levels v of 16 become round(255 v / 16).
     """
     # scikit-learn takes seconds to import, and most runs do without.
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships no types
+    from sklearn.datasets import load_digits
 
     levels = torch.from_numpy(load_digits().images)
     images = (levels * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
@@ -148,8 +146,8 @@ def synthetic(
 class _Torchvision:
     """A data set that torchvision reads from files below `root`; images `shape` = (C, H, W).
 
-    The test set keeps its own order; 1,000 validation images, unless another number is asked for, are
-    held out of the training images.
+    The test set keeps its own order; 1,000 validation images, unless another number is asked for,
+    are held out of the training images.
     """
 
     name: str
@@ -161,46 +159,42 @@ class _Torchvision:
         self, *, root: str | Path, validation: int | None = None, download: bool = False
     ) -> ImageSplits:
         # torchvision takes seconds to import, and the digits do without.
-        import torchvision.datasets  # type: ignore[import-untyped]  # ships no types
+        import torchvision.datasets
 
         folder = Path(root).expanduser().absolute()
         dataset = getattr(torchvision.datasets, self.dataset)
         missing = [file for file in self.files if not (folder / file).is_file()]
         if missing and not download:
             raise DataError(
-                f"{self.name} is not in {folder}: {missing[0]} is missing"
-                f"{f' and {len(missing) - 1} more files' if len(missing) > 1 else ''}; set data.root=DIR"
-                " to the folder that holds it, or get it with data.download=true"
+                f"{self.name} is not in {folder}: expected {', '.join(missing)}; set data.root=DIR"
+                " to the folder that holds them, or get them with data.download=true"
             )
         train = self._read(dataset, folder, train=True, download=download)
         test = self._read(dataset, folder, train=False, download=False)
         held_out = 1000 if validation is None else validation
         return _splits(self.name, train, test=test, validation=held_out)
 
-    def _read(
-        self, dataset: Callable[..., Any], folder: Path, *, train: bool, download: bool
-    ) -> Tensor:
+    def _read(self, dataset: Callable[..., Any], folder: Path, *, train: bool, download: bool) -> Tensor:
         """uint8 (P, C, H, W); every way in which torchvision fails becomes a DataError."""
         split = "training" if train else "test"
+        action = "downloaded or read" if download else "read"
         try:
             stored = dataset(str(folder), train=train, download=download)
-        except Exception as error:  # RuntimeError, ValueError, EOFError, UnpicklingError, OSError ...
-            done, remedy = (
-                ("downloaded to", "check the network and that the folder can be written")
-                if download
-                else ("read from", "delete the damaged files, get them again with data.download=true")
-            )
+        except Exception as error:  # OSError, ValueError, EOFError, UnpicklingError, AssertionError
+            failure = f"{type(error).__name__}: {error}".strip()
             raise DataError(
-                f"{self.name}: the {split} images could not be {done} {folder}"
-                f" ({type(error).__name__}: {error}); {remedy}, or set data.root=DIR"
+                f"{self.name}: the {split} images in {folder} could not be {action} ({failure});"
+                " delete damaged files and get them again with data.download=true, which needs the"
+                " network and a folder that can be written, or set data.root=DIR"
             ) from error
         images = torch.as_tensor(stored.data)
         # MNIST comes as (P, H, W), CIFAR as (P, H, W, C)
         images = images.unsqueeze(1) if images.dim() == 3 else images.movedim(-1, 1)
         if images.shape[1:] != self.shape or len(images) != len(stored.targets):
             raise DataError(
-                f"{self.name}: {folder} holds {split} images of shape {tuple(images.shape)} with"
-                f" {len(stored.targets)} labels, expected (P, {', '.join(map(str, self.shape))}) and P"
+                f"{self.name}: {folder} holds {split} images of shape {tuple(images.shape)} and"
+                f" {len(stored.targets)} labels, expected images (P, C, H, W) with"
+                f" (C, H, W) = {self.shape} and P labels"
             )
         return images.contiguous()
 
@@ -213,27 +207,25 @@ def _splits(name: str, images: Tensor, *, test: Tensor, validation: int) -> Imag
             f" images; use data.validation=1 to {len(images) - 1}"
         )
     order = torch.randperm(len(images), generator=_generator(_SPLIT_SEED))
-    return ImageSplits(
-        name, images[order[validation:].sort().values], images[order[:validation]], test
-    )
+    return ImageSplits(name, images[order[validation:].sort().values], images[order[:validation]], test)
 
 
 def _generator(seed: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
-_IDX = tuple(
-    f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
+def _idx(folder: str) -> tuple[str, ...]:
+    kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(f"{folder}/raw/{kind}-ubyte" for kind in kinds)
+
+
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
 DATASETS: dict[str, Loader] = {
     "digits": digits,
     "synthetic": synthetic,
-    "mnist": _Torchvision("mnist", "MNIST", (1, 28, 28), tuple(f"MNIST/raw/{f}" for f in _IDX)),
-    "fashion_mnist": _Torchvision(
-        "fashion_mnist", "FashionMNIST", (1, 28, 28), tuple(f"FashionMNIST/raw/{f}" for f in _IDX)
-    ),
+    "mnist": _Torchvision("mnist", "MNIST", (1, 28, 28), _idx("MNIST")),
+    "fashion_mnist": _Torchvision("fashion_mnist", "FashionMNIST", (1, 28, 28), _idx("FashionMNIST")),
     "cifar10": _Torchvision(
         "cifar10", "CIFAR10", (3, 32, 32), tuple(f"cifar-10-batches-py/{f}" for f in _BATCHES)
     ),

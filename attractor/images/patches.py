@@ -1,10 +1,10 @@
 """Images to tokens and back: patches of pixels, as unit vectors or as raw numbers.
 
-Tokens are numbered row by row over the image, and the K = patch^2 C pixels of a patch row by row, the
-channels of a pixel side by side. N = (side / patch)^2.
+The N = (side / patch)^2 tokens are numbered row by row over the image, and the K = patch^2 C pixels
+of a patch row by row, the channels of a pixel side by side.
 
-Source: D'Amico & Negri 2024, arXiv 2409.16112, whose pixels are angles over half a circle (span = 1);
-half of that (span = 0.5) makes decoding nearly linear in the pixel.
+Source: D'Amico & Negri 2024, arXiv 2409.16112. Pixels on a quarter of a circle (span = 0.5) are
+decoded nearly linearly; on half a circle (span = 1) decoding a mean is a majority vote.
 """
 
 import math
@@ -29,16 +29,16 @@ class Encoding(Protocol):
 
 
 class PhaseEncoding:
-    """A pixel p is the unit 2-vector (cos, sin)(pi span p); the K of a patch make a token of norm 1.
+    """A pixel p is the unit 2-vector (cos, sin)(pi span p); the K of a patch make one unit token.
 
         token = (cos a_1, sin a_1, ..., cos a_K, sin a_K) / sqrt K,   a_k = pi span p_k,   D = 2K
 
-    Components 2k and 2k+1 stay side by side, as `physics.Circles(K)` wants them. With a projection the
-    token is F token / |F token|, where F (D', D) is random with orthonormal columns (D' >= D) or rows
-    (D' < D), so that its pseudo-inverse is its transpose; D' < D loses information.
+    Components 2k and 2k+1 stay side by side, as `physics.Circles(K)` wants them. With a projection
+    the token is F token / |F token|. F (D', D) is random with orthonormal columns (D' >= D) or rows
+    (D' < D), so its pseudo-inverse is its transpose; D' < D loses information.
 
-    Decoding takes the angle of each 2-vector. One outside [0, pi span] goes to the nearer end, and a
-    2-vector of length zero, which says nothing, to the training mean of its pixel.
+    Decoding takes the angle of each 2-vector. Outside [0, pi span] it goes to the nearer end; where
+    the 2-vector is zero, and says nothing, the pixel gets its training mean.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class PhaseEncoding:
         projection_dim: int | None = None,
         generator: Generator | None = None,
     ) -> None:
-        """`mean` is the training mean (C, H, W) in pixels, 0.5 unless given; `projection_dim` is D'.
+        """`mean` is the training mean (C, H, W), in pixels, or else 0.5; `projection_dim` is D'.
 
-        Raises ValueError for a patch that does not divide the side, a span outside (0, 1], a mean of
-        another shape, or a projection without the `generator` it is drawn from.
+        Raises ValueError for a patch that does not divide the side, a span outside (0, 1], a mean
+        of another shape, or a projection without the `generator` to draw it from.
         """
         if not 0 < span <= 1:
             raise ValueError(f"span is {span}; the pixel angles pi span p need 0 < span <= 1")
@@ -71,14 +71,14 @@ class PhaseEncoding:
         if projection_dim is not None:
             if generator is None or projection_dim < 2:
                 raise ValueError(
-                    f"a projection to dimension {projection_dim} needs a generator to be drawn from and"
-                    " a dimension of at least 2"
+                    f"a projection to dimension {projection_dim} needs a generator to be drawn from"
+                    " and a dimension of at least 2"
                 )
             self.projection = _semi_orthogonal(projection_dim, self.dim, generator=generator)
             self.dim = projection_dim
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) to tokens (B, N, D). Not clipped: jittered pixels leave the arc a little."""
+        """Pixels (B, C, H, W) to tokens (B, N, D); jittered pixels may leave the arc."""
         angles = to_patches(pixels, patch=self.patch) * (math.pi * self.span)  # (B, N, K)
         tokens = torch.stack((angles.cos(), angles.sin()), -1).flatten(-2) / math.sqrt(self.circles)
         if self.projection is None:
@@ -94,19 +94,21 @@ class PhaseEncoding:
         # The turn also leaves contiguous operands: atan2 is six times slower on strided ones.
         half = math.pi * self.span / 2
         c, s = math.cos(half), math.sin(half)
-        pixels = torch.atan2(sin * c - cos * s, cos * c + sin * s).div_(2 * half).add_(0.5).clamp_(0, 1)
+        angles = torch.atan2(sin * c - cos * s, cos * c + sin * s)
+        pixels = angles.div_(2 * half).add_(0.5).clamp_(0, 1)
         blank = (cos == 0) & (sin == 0)
-        return from_patches(torch.where(blank, self._mean_patches.to(pixels), pixels), patch=self.patch)
+        pixels = torch.where(blank, self._mean_patches.to(pixels), pixels)
+        return from_patches(pixels, patch=self.patch)
 
 
 class PixelEncoding:
-    """A token is a patch of raw pixels less their training mean, D = K, as `physics.Gaussian` wants it.
+    """A token is a patch of raw pixels less their training mean, D = K, for `physics.Gaussian`.
 
     Decoding adds the mean and clips to [0, 1].
     """
 
     def __init__(self, channels: int, side: int, *, patch: int, mean: Tensor) -> None:
-        """`mean` is the training mean (C, H, W) in pixels. Raises ValueError like `PhaseEncoding`."""
+        """`mean` is the training mean (C, H, W) in pixels. Raises ValueError as `PhaseEncoding`."""
         self.channels, self.side, self.patch = channels, side, patch
         self.tokens = grid_side(side, patch=patch) ** 2
         self.dim = patch * patch * channels
@@ -133,7 +135,7 @@ def grid_side(side: int, *, patch: int) -> int:
 def to_patches(images: Tensor, *, patch: int) -> Tensor:
     """(B, C, H, W) to (B, N, patch * patch * C)."""
     if images.dim() != 4 or images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, C, H, W) with H = W")
+        raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, C, H, W), H = W")
     batch, channels, side, _ = images.shape
     grid = grid_side(side, patch=patch)
     blocks = images.reshape(batch, channels, grid, patch, grid, patch)
@@ -146,7 +148,8 @@ def from_patches(patches: Tensor, *, patch: int) -> Tensor:
     grid, channels = math.isqrt(tokens), dim // (patch * patch)
     if grid * grid != tokens or channels * patch * patch != dim:
         raise ValueError(
-            f"patches have shape {tuple(patches.shape)}, expected (B, N, {patch * patch} C) with N a square"
+            f"patches have shape {tuple(patches.shape)}, expected (B, N, {patch * patch} C) with N"
+            " a square number"
         )
     blocks = patches.reshape(batch, grid, grid, patch, patch, channels)
     return blocks.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, grid * patch, grid * patch)
@@ -167,10 +170,8 @@ def _checked_mean(mean: Tensor, *, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _semi_orthogonal(rows: int, columns: int, *, generator: Generator) -> Tensor:
-    """(rows, columns), uniform among matrices with orthonormal columns, or rows if those are fewer."""
-    tall = torch.randn(
-        max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64
-    )
+    """Draw (rows, columns) with orthonormal columns, or rows if those are fewer, uniformly."""
+    tall = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(tall)
-    q = q * r.diagonal().sign()  # QR alone favours some signs
-    return q if rows >= columns else q.T
+    frame: Tensor = q * r.diagonal().sign()  # QR alone favours some signs
+    return frame if rows >= columns else frame.T

@@ -1,7 +1,7 @@
 """Corruptions of images, the same for every model, and the error of a prediction.
 
-The draw of an image depends on (seed, task, index of the image) alone: not on the batch it comes in, nor
-on the model, so that errors of two models can be compared image by image.
+The draw of an image depends on (seed, task, index of the image) alone: not on the batch it comes in
+nor on the model, so errors of two models can be compared image by image.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from attractor.images.patches import grid_side, token_mask_to_pixels
 class Corrupted:
     """A batch of images and what a model may see of them, in pixels.
 
-    `mask` (B, N) and `pixel_mask` (B, 1, H, W) are true where a token is masked, and None if the task
-    masks nothing. Masked pixels of `corrupted` are 0, which is also the value of a visible black pixel:
-    a model has to look at the mask.
+    `mask` (B, N) and `pixel_mask` (B, 1, H, W) are true where a token is masked, and None if the
+    task masks nothing. Masked pixels of `corrupted` are 0, as visible black ones are: a model has
+    to look at the mask.
     """
 
     task: str
@@ -32,14 +32,15 @@ class Corrupted:
     pixel_mask: Tensor | None = None
 
     def squared_error(self, prediction: Tensor) -> Tensor:
-        """Mean over the masked pixels, or over all of them, of (clip(prediction, 0, 1) - original)^2.
+        """Mean of (clip(prediction, 0, 1) - original)^2 over the masked pixels, or all if no mask.
 
-        Shape (B,), float64, in squared pixel units. Raises ValueError for a prediction that is not
-        shaped like the images; non-finite predictions of scored pixels give a NaN.
+        (B,), float64, in squared pixels. Raises ValueError for a prediction that is not shaped like
+        the images; a NaN among the scored pixels gives a NaN.
         """
         if prediction.shape != self.original.shape:
             raise ValueError(
-                f"prediction has shape {tuple(prediction.shape)}, expected {tuple(self.original.shape)}"
+                f"prediction has shape {tuple(prediction.shape)}, the images have"
+                f" {tuple(self.original.shape)}"
             )
         error = (prediction.double().clamp(0, 1) - self.original.double()) ** 2
         if self.pixel_mask is None:
@@ -55,7 +56,7 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     def corrupt(self, images: Tensor, indices: Sequence[int], *, seed: int) -> Corrupted:
-        """Corrupt pixels (B, C, H, W), of which `indices` (B) says where in the data set they stand."""
+        """Corrupt pixels (B, C, H, W); `indices` (B) are their places in the data set."""
         ...
 
 
@@ -72,14 +73,14 @@ class Reconstructor(Protocol):
 
 @dataclass(frozen=True)
 class Masked:
-    """round(fraction N) tokens of `patch` x `patch` pixels are hidden, drawn without replacement."""
+    """Hide round(fraction N) tokens of `patch` x `patch` pixels, drawn without replacement."""
 
     fraction: float = 0.3
     patch: int = field(kw_only=True)
     name: ClassVar[str] = "masked"
 
     def masked_tokens(self, side: int) -> int:
-        """How many tokens are hidden. Raises ValueError if that leaves none masked or none visible."""
+        """How many tokens are hidden. Raises ValueError if none would be, or none stay visible."""
         tokens = grid_side(side, patch=self.patch) ** 2
         masked = round(self.fraction * tokens) if math.isfinite(self.fraction) else 0
         if not 0 < masked < tokens:
@@ -105,7 +106,7 @@ class Masked:
 
 @dataclass(frozen=True)
 class Denoise:
-    """Gaussian noise of `variance`, in squared pixel units, is added and the result clipped to [0, 1]."""
+    """Add Gaussian noise of `variance`, in squared pixels, and clip to [0, 1]."""
 
     variance: float = 0.7
     name: ClassVar[str] = "denoise"

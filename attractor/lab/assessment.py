@@ -6,6 +6,7 @@ train.py and evaluate.py both come through here, so they agree on the same check
 import resource
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from attractor.baselines import DenseMemory, LinearRegression, TrainingMean
@@ -50,9 +51,7 @@ def choose_retrievals(
     dynamics = config.dynamics
     choices: Choices = {}
     for name, task in tasks.items():
-        batch = validation_batch(
-            splits, task, images=dynamics.validation_images, seed=config.eval.seed
-        )
+        batch = validation_batch(splits, task, images=dynamics.validation_images, seed=config.eval.seed)
         rows = {config.model.name: False}
         if name == Denoise.name and dynamics.evidence:
             rows[f"{config.model.name}+evidence"] = True
@@ -77,13 +76,9 @@ def references(
     tasks = list(tasks)
     denoise = next((task for task in tasks if isinstance(task, Denoise)), None)
     memory = DenseMemory(splits.train)
-    memory.select(
-        to_pixels(splits.validation[:validation_images]), tasks, seed=seed + _VALIDATION_SEED
-    )
+    memory.select(to_pixels(splits.validation[:validation_images]), tasks, seed=seed + _VALIDATION_SEED)
     regression = LinearRegression(splits.train, denoise=denoise, seed=seed)
-    return dict(
-        zip(REFERENCES, (TrainingMean(splits.train), regression, memory), strict=True)
-    )
+    return dict(zip(REFERENCES, (TrainingMean(splits.train), regression, memory), strict=True))
 
 
 def assess(
@@ -104,7 +99,9 @@ def assess(
     prefixed with the name and a slash if there are several runs.
     """
     test = splits.test if images is None else splits.test[:images]
-    errors, batches, choices = {}, {}, {}
+    errors: dict[str, TaskErrors] = {}
+    batches: dict[str, list[Corrupted]] = {}
+    choices: Choices = {}
     for name, task in tasks.items():
         models: dict[str, Reconstructor] = {}
         choices[name] = {}
@@ -119,9 +116,13 @@ def assess(
             models,
             batches[name],
             steps=steps,
-            progress=lambda model, name=name: progress(f"{name}, {model}"),
+            progress=partial(_tell, progress, name),
         )
     return Assessment(errors, batches, choices)
+
+
+def _tell(progress: Callable[[str], Any], task: str, model: str) -> None:
+    progress(f"{task}, {model}")
 
 
 def task_results(assessment: Assessment) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from attractor.images import (
     PixelEncoding,
     Task,
     load,
-    pixel_mean,
 )
 from attractor.lab.config import (
     Config,
@@ -70,29 +69,27 @@ def build_data(config: DataConfig) -> ImageSplits:
         )
 
 
-def build_network(config: ModelConfig, splits: ImageSplits, *, seed: int) -> AttractorNetwork:
-    """An untrained network (J = 0) whose encoding fits the images."""
-    mean = pixel_mean(splits.train)
+def build_network(config: ModelConfig, mean: Tensor, *, seed: int) -> AttractorNetwork:
+    """An untrained network (J = 0) for images like the training mean (C, H, W), in pixels."""
     with configuring():
-        encoding = _encoding(config, splits, mean, Generator().manual_seed(seed))
+        encoding = _encoding(config, mean, Generator().manual_seed(seed))
         couplings = COUPLINGS[config.couplings](encoding.tokens, encoding.dim)
         measure = _measure(config, encoding)
         energy = LocalEnergy(couplings, measure, inverse_temperature=config.inverse_temperature)
     return AttractorNetwork(energy, encoding)
 
 
-def _encoding(
-    config: ModelConfig, splits: ImageSplits, mean: Tensor, generator: Generator
-) -> Encoding:
+def _encoding(config: ModelConfig, mean: Tensor, generator: Generator) -> Encoding:
+    channels, side, _ = mean.shape
     if config.measure is MeasureName.gaussian:
         if config.projection is not None:
             raise ConfigError("model.projection is for the sphere; the Gaussian measure uses raw pixels")
-        return PixelEncoding(splits.channels, splits.side, patch=config.patch, mean=mean)
+        return PixelEncoding(channels, side, patch=config.patch, mean=mean)
     if config.measure is MeasureName.circles and config.projection is not None:
         raise ConfigError("model.projection mixes the circles of a token; use model.measure=sphere")
     return PhaseEncoding(
-        splits.channels,
-        splits.side,
+        channels,
+        side,
         patch=config.patch,
         span=config.span,
         mean=mean,
@@ -111,9 +108,7 @@ def _measure(config: ModelConfig, encoding: Encoding) -> Measure:
             return Gaussian(encoding.dim)
 
 
-def build_rule(
-    config: RuleConfig, network: AttractorNetwork, *, seed: int
-) -> IterativeRule | OneShotRule:
+def build_rule(config: RuleConfig, network: AttractorNetwork, *, seed: int) -> IterativeRule | OneShotRule:
     """The rule, with the start that it needs; refuses a start that it cannot use."""
     with configuring():
         match config:

@@ -1,6 +1,6 @@
 """Checkpoints: couplings and what they belong to, without pickle.
 
-    checkpoints/step-N/weights.safetensors    the couplings, by name
+    checkpoints/step-N/weights.safetensors    the couplings, by name, and the training mean
     checkpoints/step-N/manifest.json          schema, step, configuration, SHA-256 of the weights
 
 A checkpoint is written to a temporary folder, flushed to disk and renamed, so that what has its name is
@@ -26,14 +26,16 @@ SCHEMA = 1
 KEPT = 2
 _WEIGHTS = "weights.safetensors"
 _MANIFEST = "manifest.json"
+_MEAN = "encoding.mean"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The couplings after `step` updates, and the resolved configuration of their run."""
+    """The couplings after `step` updates, and what is needed to use them without the data."""
 
     step: int
     weights: dict[str, Tensor]
+    mean: Tensor  # training mean (C, H, W), which the encoding needs
     config: dict[str, Any]
     validation: dict[str, float]  # task -> mean squared error
 
@@ -44,8 +46,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     temporary = folder / f".step-{checkpoint.step}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    weights = {name: weight.contiguous() for name, weight in checkpoint.weights.items()}
-    save_file(weights, temporary / _WEIGHTS)
+    tensors = {_MEAN: checkpoint.mean} | checkpoint.weights
+    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / _WEIGHTS)
     manifest = {
         "schema": SCHEMA,
         "step": checkpoint.step,
@@ -88,9 +90,11 @@ def load(folder: Path, *, step: int | None = None) -> Checkpoint:
                 f"{path / _WEIGHTS} is damaged: its SHA-256 is {digest[:12]}..., the manifest says "
                 f"{expected[:12]}...; remove {path} to fall back on an older checkpoint"
             )
+        tensors = load_file(path / _WEIGHTS)
         return Checkpoint(
             step=manifest["step"],
-            weights=load_file(path / _WEIGHTS),
+            mean=tensors.pop(_MEAN),
+            weights=tensors,
             config=manifest["config"],
             validation=manifest["validation"],
         )

@@ -13,7 +13,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from attractor.lab.errors import ConfigError
 
-
 REFERENCES = ("training_mean", "regression", "memory")  # rows of every result table
 
 
@@ -224,7 +223,7 @@ def validate(config: Config) -> None:
         )
     train, dynamics, evaluation = config.train, config.dynamics, config.eval
     _positive("model.inverse_temperature", config.model.inverse_temperature)
-    for name, value in (
+    numbers: list[tuple[str, float | None]] = [
         ("train.steps", train.steps),
         ("train.batch_size", train.batch_size),
         ("train.validate_every", train.validate_every),
@@ -239,7 +238,10 @@ def validate(config: Config) -> None:
         ("eval.batch_size", evaluation.batch_size),
         ("eval.overlap_images", evaluation.overlap_images),
         ("threads", config.threads),
-    ):
+        *(("each of dynamics.inverse_temperatures", c) for c in dynamics.inverse_temperatures),
+        *(("each of dynamics.evidence", strength) for strength in dynamics.evidence),
+    ]
+    for name, value in numbers:
         if value is not None:
             _positive(name, value)
     if isinstance(config.rule, PseudoLikelihoodConfig | EnergyDescentConfig):
@@ -248,22 +250,35 @@ def validate(config: Config) -> None:
         raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
     if not config.task.names:
         raise ConfigError("task.names is empty; give masked, denoise or both")
-    for name, values in (
+    lists: list[tuple[str, list[Any]]] = [
         ("dynamics.maps", dynamics.maps),
         ("dynamics.inverse_temperatures", dynamics.inverse_temperatures),
         ("dynamics.inertias", dynamics.inertias),
-    ):
+    ]
+    for name, values in lists:
         if not values:
             raise ConfigError(f"{name} is empty; give at least one value")
-    for value in dynamics.inverse_temperatures:
-        _positive("each of dynamics.inverse_temperatures", value)
-    for value in dynamics.evidence:
-        _positive("each of dynamics.evidence", value)
     if min(dynamics.inertias) < 0:
         raise ConfigError(f"dynamics.inertias has {min(dynamics.inertias)}; 0 or more is allowed")
     if not 0 <= dynamics.damping < 1:
         raise ConfigError(f"dynamics.damping is {dynamics.damping}; it must be in [0, 1)")
     if config.seed < 0 or evaluation.seed < 0:
+        raise ConfigError("seeds must be 0 or more")
+
+
+def validate_comparison(config: CompareConfig) -> None:
+    """The same for evaluate.py."""
+    if not config.runs:
+        raise ConfigError("runs is empty; give run folders: evaluate.py 'runs=[DIR,DIR]'")
+    for name, value in (
+        ("images", config.images),
+        ("steps", config.steps),
+        ("batch_size", config.batch_size),
+        ("threads", config.threads),
+    ):
+        if value is not None:
+            _positive(name, value)
+    if config.seed < 0:
         raise ConfigError("seeds must be 0 or more")
 
 

@@ -32,12 +32,8 @@ def corruptions(
 ) -> list[Corrupted]:
     """Batches of corrupted images from uint8 (P, C, H, W). `first` is the index of images[0]."""
     return [
-        task.corrupt(
-            to_pixels(batch), range(first + start, first + start + len(batch)), seed=seed
-        )
-        for start, batch in zip(
-            range(0, len(images), batch_size), images.split(batch_size), strict=True
-        )
+        task.corrupt(to_pixels(batch), range(first + start, first + start + len(batch)), seed=seed)
+        for start, batch in zip(range(0, len(images), batch_size), images.split(batch_size), strict=True)
     ]
 
 
@@ -91,9 +87,7 @@ def summarise(result: TaskErrors, chosen: Mapping[str, int]) -> dict[str, Any]:
 
 def _differences(result: TaskErrors, chosen: Mapping[str, int]) -> dict[str, Any]:
     """model -> other -> mean of (model - other) over images, with its paired standard error."""
-    at_best = {
-        name: errors[:, chosen.get(name, 1) - 1] for name, errors in result.errors.items()
-    }
+    at_best = {name: errors[:, chosen.get(name, 1) - 1] for name, errors in result.errors.items()}
     table: dict[str, Any] = {}
     for name in chosen:
         table[name] = {}

@@ -18,7 +18,7 @@ from attractor.lab.config import REFERENCES
 from attractor.lab.report import title
 
 COLUMN, PAGE = 3.4, 7.0  # inches
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -84,9 +84,7 @@ def _error_panel(axes: Axes, values: dict[str, Any]) -> None:
     axes.legend(frameon=False, ncols=2, loc="lower right", borderaxespad=0.2)
 
 
-def overlap_curves(
-    curves: dict[str, dict[str, Tensor]], folder: Path, *, corruption: str
-) -> Path:
+def overlap_curves(curves: dict[str, dict[str, Tensor]], folder: Path, *, corruption: str) -> Path:
     """Overlap with the original against t, for rows of the table, on training and test images.
 
     curves: row -> "training" or "test" -> (images, T + 1). Lines are means, bands standard deviations.
@@ -111,9 +109,7 @@ def overlap_curves(
         return save(figure, folder, "overlap")
 
 
-def image_grid(
-    columns: Sequence[tuple[str, Tensor]], folder: Path, name: str, *, heading: str
-) -> Path:
+def image_grid(columns: Sequence[tuple[str, Tensor]], folder: Path, name: str, *, heading: str) -> Path:
     """Images in columns with a title each: (title, pixels (rows, C, H, W) in [0, 1])."""
     rows = len(columns[0][1])
     with rc_context(STYLE):

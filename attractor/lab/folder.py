@@ -1,6 +1,6 @@
 """The run folder: what a run leaves behind, and how it says what became of it.
 
-    config.yaml  status.json  metrics.jsonl  train.log  results.json  checkpoints/  figures/  wandb/
+config.yaml  status.json  metrics.jsonl  train.log  results.json  checkpoints/  figures/  wandb/
 """
 
 import json

@@ -124,8 +124,8 @@ def _map(retrieval: Retrieval) -> Map:
 def log_pseudo_likelihood(network: AttractorNetwork, pixels: Tensor, *, batch_size: int) -> float:
     """Mean log p(x_i | x_others) of clean images, nats per token, relative to the spin measure."""
     with torch.inference_mode():
-        total = sum(
-            float(network.energy.log_conditional(network.encoding.encode(batch)).double().sum())
-            for batch in pixels.split(batch_size)
-        )
+        total = 0.0
+        for batch in pixels.split(batch_size):
+            tokens = network.encoding.encode(batch)
+            total += float(network.energy.log_conditional(tokens).double().sum())
     return total / (len(pixels) * network.energy.couplings.tokens)

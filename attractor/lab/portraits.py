@@ -156,5 +156,3 @@ def _frame(original: Tensor, corrupted: Tensor, state: Tensor, t: int) -> Image.
         frame.paste(picture, (left, margin + 6))
         draw.text((left, 4), text, fill="black")
     return frame
-
-

@@ -5,6 +5,7 @@ from typing import Any
 
 from attractor.images import ImageSplits
 from attractor.lab.config import (
+    REFERENCES,
     Config,
     EnergyDescentConfig,
     HebbConfig,
@@ -13,6 +14,7 @@ from attractor.lab.config import (
     RidgeConfig,
     RuleConfig,
 )
+from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.training import Step
 
@@ -65,9 +67,9 @@ def progress(step: Step, errors: dict[str, float]) -> str:
 def table(tasks: dict[str, Any]) -> str:
     """Test errors, a row for each model: at the t chosen on validation, with the oracle's t behind it."""
     names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
+    names.sort(key=REFERENCES.__contains__)  # learned models first
     titles = {name: title(name) for name in names}
     width = max(map(len, titles.values())) + 2
-    # learned models first, references after them
     lines = [" " * (width + 2) + "".join(f"{task:<26}" for task in tasks).rstrip()]
     for name in names:
         cells = [_cell(task["models"].get(name)) for task in tasks.values()]
@@ -99,10 +101,41 @@ def relative(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def closing(folder: Path, *, figures: bool, sync: str | None, seconds: float) -> str:
+def comparisons(tasks: dict[str, Any]) -> str:
+    """How far every learned row is from the best row, with the paired standard error over images."""
+    lines = []
+    for task, values in tasks.items():
+        errors = {
+            name: entry["best"]["mse"] if "best" in entry else entry["mse"][0]
+            for name, entry in values["models"].items()
+        }
+        best = min(errors, key=errors.__getitem__)
+        lines.append(f"{task}: above {title(best)}, +- paired standard error over images")
+        for name, others in values["differences"].items():
+            if name != best:
+                value = others[best]
+                text = f"{value['mse']:+.4f} +- {value['standard_error']:.4f}"
+                lines.append(f"  {title(name)}  {text}")
+    return "\n".join(lines)
+
+
+def closing(folder: Path, *, figures: bool, sync: str | None, seconds: float | None = None) -> str:
     """Where everything is."""
     where = f"run folder   {relative(folder)}"
     if figures:
         where += f"      figures   {relative(folder / 'figures')}"
-    lines = [where] + [f"tracked offline; upload with: {sync}"] * (sync is not None)
-    return "\n".join([*lines, f"{seconds:.0f} s in all"])
+    lines = [where]
+    if sync is not None:
+        lines.append(f"tracked offline; upload with: {sync}")
+    if seconds is not None:
+        lines.append(f"{seconds:.0f} s in all")
+    return "\n".join(lines)
+
+
+def short_names(folders: list[Path]) -> list[str]:
+    """The shortest endings of the paths that tell the runs apart."""
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["-".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("a run was given twice; each of runs must be another folder")

@@ -40,9 +40,7 @@ def choose(
     return min(finals, key=lambda choice: choice.error)
 
 
-def _best_step(
-    network: AttractorNetwork, candidate: Retrieval, corrupted: Corrupted, steps: int
-) -> Choice:
+def _best_step(network: AttractorNetwork, candidate: Retrieval, corrupted: Corrupted, steps: int) -> Choice:
     states = islice(Recall(network, candidate).reconstruct(corrupted), steps)
     errors = torch.stack([corrupted.squared_error(pixels).mean() for pixels in states])
     # a state that overflowed is never the best one

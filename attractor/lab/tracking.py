@@ -41,7 +41,7 @@ class Tracker:
         if self._config.mode is WandbMode.disabled:
             return self
         # offline artifacts would otherwise go to the home folder
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder))
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
         os.environ.setdefault("WANDB_SILENT", "true")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

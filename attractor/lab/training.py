@@ -69,9 +69,7 @@ def _batches(images: Tensor, batch_size: int, generator: Generator) -> Iterator[
                 yield images[batch]
 
 
-def _tokens(
-    network: AttractorNetwork, images: Tensor, jitter: float, generator: Generator
-) -> Tensor:
+def _tokens(network: AttractorNetwork, images: Tensor, jitter: float, generator: Generator) -> Tensor:
     with torch.inference_mode():
         pixels = to_pixels(images)
         if jitter:

@@ -91,10 +91,10 @@ class Sequential:
 
     def sweep(self, tokens: int) -> Iterator[range]:
         """The groups of rows to update, one after the other."""
-        order = range(tokens)
+        order = torch.arange(tokens)
         if self.generator is not None:
-            order = torch.randperm(tokens, generator=self.generator).tolist()
-        for i in order:
+            order = torch.randperm(tokens, generator=self.generator)
+        for i in order.tolist():
             yield range(i, i + 1)
 
 
@@ -142,7 +142,11 @@ class Dynamics:
                 new = energy.measure.project(new)
             if clamped is not None:
                 new = torch.where(clamped[:, here, None], old, new)
-            x = new if len(rows) == x.shape[1] else torch.cat((x[:, : here.start], new, x[:, here.stop :]), 1)
+            x = (
+                new
+                if len(rows) == x.shape[1]
+                else torch.cat((x[:, : here.start], new, x[:, here.stop :]), 1)
+            )
         return x
 
 

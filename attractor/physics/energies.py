@@ -64,9 +64,7 @@ class LocalEnergy:
     evaluate (all of them unless given). Raises ValueError for shapes that do not fit.
     """
 
-    def __init__(
-        self, couplings: Couplings, measure: Measure, *, inverse_temperature: float = 1.0
-    ) -> None:
+    def __init__(self, couplings: Couplings, measure: Measure, *, inverse_temperature: float = 1.0) -> None:
         if couplings.dim != measure.dim:
             raise ValueError(f"couplings have dim {couplings.dim}, the measure has {measure.dim}")
         if not 0 < inverse_temperature < float("inf"):
@@ -79,9 +77,7 @@ class LocalEnergy:
         """The same couplings, shared, at another temperature (that of retrieval, say)."""
         return LocalEnergy(self.couplings, self.measure, inverse_temperature=inverse_temperature)
 
-    def energy(
-        self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None
-    ) -> Tensor:
+    def energy(self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None) -> Tensor:
         """e_i (B, R)."""
         rows = self._rows(rows)
         energy = x.new_empty(len(rows), len(x))
@@ -97,9 +93,7 @@ class LocalEnergy:
             _put(attention, block, torch.softmax(self._scores(block), 1), rows)
         return attention.movedim(-1, 0)
 
-    def force(
-        self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None
-    ) -> Tensor:
+    def force(self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None) -> Tensor:
         """f_i = -d e_i/d x_i (B, R, D): self-attention."""
         rows = self._rows(rows)
         force = x.new_empty(len(rows), self.couplings.dim, len(x))
@@ -150,7 +144,7 @@ class LocalEnergy:
         evidence: Evidence | None = None,
         rows: range | None = None,
     ) -> Tensor:
-        """One draw of every x_i from p(x_i | x_others) (B, R, D): a source from beta, then a spin from it."""
+        """One draw of every x_i from p(x_i | x_others) (B, R, D): a source by beta, then a spin."""
         rows = self._rows(rows)
         sample = x.new_empty(len(rows), self.couplings.dim, len(x))
         for block in self._blocks(x, rows, evidence):
@@ -201,9 +195,7 @@ class LocalEnergy:
     def _rows(self, rows: range | None) -> range:
         return range(self.couplings.tokens) if rows is None else rows
 
-    def _blocks(
-        self, x: Tensor, rows: range, evidence: Evidence | None = None
-    ) -> Iterator[_Block]:
+    def _blocks(self, x: Tensor, rows: range, evidence: Evidence | None = None) -> Iterator[_Block]:
         n, d = self.couplings.tokens, self.couplings.dim
         if x.dim() != 3 or x.shape[1:] != (n, d):
             raise ValueError(f"tokens have shape {tuple(x.shape)}, expected (B, N, D) = (B, {n}, {d})")
@@ -239,9 +231,7 @@ class LocalEnergy:
 
     def _log_normalisers(self, block: _Block) -> tuple[Tensor, Tensor]:
         """psi(h_is) (R, S, B), -inf where there is no source, and the gain that gives grad psi."""
-        psi, gain = self.measure.log_normaliser_and_gain(
-            block.natural, dim=2, precision=block.precision
-        )
+        psi, gain = self.measure.log_normaliser_and_gain(block.natural, dim=2, precision=block.precision)
         self.couplings.exclude(psi, block.rows)
         return psi, gain
 

@@ -159,15 +159,16 @@ class Circles:
     def apply_gain(self, h: Tensor, gain: Tensor, weight: Tensor, *, dim: int = -1) -> Tensor:
         axis = dim % h.dim()
         weighted = gain * (weight.unsqueeze(axis) if weight.dim() else weight)
-        return (h.unflatten(axis, (self.circles, 2)) * weighted.unsqueeze(axis + 1)).flatten(axis, axis + 1)
+        pairs: Tensor = h.unflatten(axis, (self.circles, 2))
+        return (pairs * weighted.unsqueeze(axis + 1)).flatten(axis, axis + 1)
 
     def project(self, x: Tensor) -> Tensor:
         """Each 2-vector to length 1/sqrt(K); a zero 2-vector stays zero."""
-        pairs = self._circle.project(x.unflatten(-1, (self.circles, 2)))
-        return pairs.flatten(-2) / math.sqrt(self.circles)
+        pairs: Tensor = x.unflatten(-1, (self.circles, 2))
+        return self._circle.project(pairs).flatten(-2) / math.sqrt(self.circles)
 
     def sample(self, h: Tensor, *, generator: Generator) -> Tensor:
-        pairs = h.unflatten(-1, (self.circles, 2)) / math.sqrt(self.circles)
+        pairs: Tensor = h.unflatten(-1, (self.circles, 2)) / math.sqrt(self.circles)
         return self._circle.sample(pairs, generator=generator).flatten(-2) / math.sqrt(self.circles)
 
 
@@ -211,7 +212,7 @@ class Gaussian:
 
     def apply_gain(self, h: Tensor, gain: Tensor, weight: Tensor, *, dim: int = -1) -> Tensor:
         basis = self._eigenvectors.to(h)
-        mean = ((h.movedim(dim, -1) @ basis) * gain) @ basis.T
+        mean: Tensor = ((h.movedim(dim, -1) @ basis) * gain) @ basis.T
         return (mean * weight.unsqueeze(-1)).movedim(-1, dim)
 
     def project(self, x: Tensor) -> Tensor:
@@ -220,8 +221,8 @@ class Gaussian:
 
     def sample(self, h: Tensor, *, generator: Generator) -> Tensor:
         noise = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
-        basis = self._eigenvectors.to(h)
-        return self.mean(h) + (noise / self._eigenvalues.to(h).sqrt()) @ basis.T
+        spread: Tensor = (noise / self._eigenvalues.to(h).sqrt()) @ self._eigenvectors.to(h).T
+        return self.mean(h) + spread
 
 
 def _beta_half(a: int, size: int, *, like: Tensor, generator: Generator) -> Tensor:

@@ -1,0 +1,132 @@
+"""A finished run, loaded again: for evaluate.py, and for one's own images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from attractor.images import Corrupted, check_images, token_mask_to_pixels
+from attractor.lab import checkpoints
+from attractor.lab.assessment import Choices, choices_from_json
+from attractor.lab.build import build_network
+from attractor.lab.config import RULE_SCHEMAS, Config, RuleConfig
+from attractor.lab.errors import CheckpointError, ConfigError
+from attractor.lab.network import AttractorNetwork, Recall
+from attractor.lab.selection import Choice
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained network with the retrievals that its run chose on validation images."""
+
+    folder: Path
+    config: Config
+    network: AttractorNetwork
+    choices: Choices
+    results: dict[str, Any]
+    step: int  # of the checkpoint
+
+    def reconstruct(
+        self, images: Tensor, mask: Tensor | None = None, *, steps: int | None = None
+    ) -> Tensor:
+        """Complete masked images, or denoise images if there is no mask; (B, C, H, W) in [0, 1].
+
+        images: pixels in [0, 1], (B, C, H, W). mask: true where a token is hidden, (B, N), tokens row by
+        row; what `images` holds there does not matter, and the visible pixels come back as they are.
+        steps: iterations, those chosen on validation images unless given. Raises ValueError (DataError for
+        the images) for what does not fit, and ConfigError for a task that the run did not learn to do.
+        """
+        encoding = self.network.encoding
+        check_images(images, channels=encoding.channels, side=encoding.side)
+        if mask is not None and (mask.shape != (len(images), encoding.tokens) or mask.dtype != torch.bool):
+            expected = f"(B, N) = {(len(images), encoding.tokens)} of bool"
+            raise ValueError(f"mask is {tuple(mask.shape)} of {mask.dtype}, expected {expected}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        task = "denoise" if mask is None else "masked"
+        choice = self.choice(task)
+        if mask is None:
+            corrupted = Corrupted(task, images, images)
+        else:
+            pixel_mask = token_mask_to_pixels(mask, patch=encoding.patch)
+            hidden = images.masked_fill(pixel_mask, 0)
+            corrupted = Corrupted(task, images, hidden, mask, pixel_mask)
+        count = steps or choice.retrieval.steps or 1
+        *_, last = islice(Recall(self.network, choice.retrieval).reconstruct(corrupted), count)
+        if corrupted.pixel_mask is None:
+            return last
+        return torch.where(corrupted.pixel_mask, last, images)
+
+    def choice(self, task: str) -> Choice:
+        """The best retrieval for a task: with evidence, if that was better on validation images."""
+        if task not in self.choices:
+            raise ConfigError(
+                f"{self.folder} has no retrieval for {task!r}, only for {', '.join(self.choices)}; "
+                "train with task=both"
+            )
+        return min(self.choices[task].values(), key=lambda choice: choice.error)
+
+
+def load_run(folder: str | Path) -> TrainedModel:
+    """Load the newest checkpoint of a run folder; the data set is not needed.
+
+    Raises ConfigError for a folder that is no finished run, and CheckpointError.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / "results.json").is_file():
+        raise ConfigError(f"{folder} holds no finished run: there is no results.json; give a run folder")
+    checkpoint = checkpoints.load(folder / "checkpoints")
+    config = config_from(checkpoint.config)
+    network = build_network(config.model, checkpoint.mean, seed=config.seed)
+    own = network.energy.couplings.weights
+    shapes = {name: tuple(weight.shape) for name, weight in own.items()}
+    found = {name: tuple(weight.shape) for name, weight in checkpoint.weights.items()}
+    if shapes != found:
+        raise CheckpointError(
+            f"{folder}: the checkpoint holds {found}, its configuration asks for {shapes}"
+        )
+    for name, weight in own.items():
+        weight.copy_(checkpoint.weights[name])
+    results = json.loads((folder / "results.json").read_text())
+    choices = choices_from_json(results["selection"])
+    return TrainedModel(folder, config, network, choices, results, checkpoint.step)
+
+
+def config_from(values: dict[str, Any]) -> Config:
+    """A typed configuration from the plain values of a checkpoint."""
+    schema = OmegaConf.structured(Config)
+    schema.rule = _rule_schema(values["rule"])
+    config = OmegaConf.to_object(OmegaConf.merge(schema, values))
+    assert isinstance(config, Config)
+    return config
+
+
+def _rule_schema(values: dict[str, Any]) -> type[RuleConfig]:
+    """The rule is known by its fields, which no two rules share."""
+    for schema in RULE_SCHEMAS.values():
+        if set(schema.__dataclass_fields__) == set(values):
+            return schema
+    raise CheckpointError(f"no rule has the fields {sorted(values)}")
+
+
+def same_data(runs: Sequence[TrainedModel]) -> None:
+    """Refuse runs that cannot be compared: other data, tasks, or patch size (the grain of the mask)."""
+    first = runs[0]
+    for run in runs[1:]:
+        for name, mine, other in (
+            ("data.name", run.config.data.name, first.config.data.name),
+            ("data.validation", run.config.data.validation, first.config.data.validation),
+            ("model.patch", run.config.model.patch, first.config.model.patch),
+            ("task", run.config.task, first.config.task),
+        ):
+            if mine != other:
+                raise ConfigError(
+                    f"{run.folder} has {name}={mine}, {first.folder} has {other}: their errors cannot be "
+                    "compared; evaluate them apart"
+                )

@@ -1,0 +1,82 @@
+"""Compare finished runs: the same corruptions for all, one table, one figure.
+
+uv run evaluate.py 'runs=[DIR,DIR]'     quoted for zsh
+"""
+
+from dataclasses import replace
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from attractor.lab import assessment, figures, report
+from attractor.lab.build import build_data, build_tasks
+from attractor.lab.config import CompareConfig, register, validate_comparison
+from attractor.lab.entry import launch
+from attractor.lab.folder import RunFolder
+from attractor.lab.runs import load_run, same_data
+from attractor.lab.tracking import Tracker
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(raw: DictConfig) -> None:
+    """Compose conf/evaluate.yaml, then `compare`."""
+    launch(raw, check=validate_comparison, job=compare)
+
+
+def compare(config: CompareConfig, folder: RunFolder) -> None:
+    """Load the runs, evaluate them and the references, write results.json, table and figure."""
+    runs = [load_run(run) for run in config.runs]
+    same_data(runs)
+    first = runs[0]
+    splits = build_data(replace(first.config.data, root=config.root or first.config.data.root))
+    names = report.short_names([run.folder for run in runs])
+    tasks = build_tasks(first.config.task, patch=first.config.model.patch, side=splits.side)
+    with tqdm(desc="evaluating", bar_format="{desc}  {elapsed}  {postfix}") as bar:
+        references = assessment.references(
+            splits, tasks.values(), validation_images=len(splits.validation), seed=config.seed
+        )
+        outcome = assessment.assess(
+            {name: (run.network, run.choices) for name, run in zip(names, runs, strict=True)},
+            references,
+            splits,
+            tasks,
+            images=config.images,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            progress=bar.set_postfix_str,
+        )
+    results = {
+        "schema": assessment.SCHEMA,
+        "data": splits.name,
+        "patch": first.config.model.patch,
+        "runs": {name: str(run.folder) for name, run in zip(names, runs, strict=True)},
+        "selection": assessment.choices_to_json(outcome.choices),
+        "tasks": assessment.task_results(outcome),
+    }
+    folder.write_json("results.json", results)
+    tracker = Tracker(
+        config.wandb,
+        folder=folder.path,
+        name=f"evaluate-{splits.name}-{len(runs)}-runs",
+        job_type="eval",
+        settings=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
+    )
+    with tracker:
+        tracker.summary(report.headline(results))
+        tracker.curves(results["tasks"])
+        if config.figures:
+            curves = figures.error_curves(results["tasks"], folder.figures)
+            tracker.images({"error_curves": curves})
+    count = min(len(splits.test), config.images or len(splits.test))
+    print(f"{splits.name}: {count:,} test images, {config.steps} iterations")
+    print(report.table(results["tasks"]))
+    print(report.comparisons(results["tasks"]))
+    print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""Plant errors in attractor/physics one by one, and require that tests/physics sees every one.
+
+    uv run python scripts/mutants.py            # all; exit code 1 if one survives
+    uv run python scripts/mutants.py force psi  # those whose reason contains a word
+
+Each mutant works on its own copy of the package, put first on PYTHONPATH. Killed means that a test
+failed (pytest's exit code 1); an error of collection or of import is a defect of the mutant itself.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PHYSICS = Path("attractor/physics")
+WORKERS = 2
+TIMEOUT = 600  # seconds; a sampler that never accepts runs for ever
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which must occur exactly once in the file, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+    why: str
+
+
+MUTANTS = [
+    # energies
+    Mutant(
+        "energies.py",
+        "_put(energy, block, -torch.logsumexp(self._scores(block), 1) / self.inverse_temperature, rows)",
+        "_put(energy, block, torch.logsumexp(self._scores(block), 1) / self.inverse_temperature, rows)",
+        "energy: lost minus sign",
+    ),
+    Mutant(
+        "energies.py",
+        "_put(force, block, mixed / self.inverse_temperature, rows)",
+        "_put(force, block, mixed, rows)",
+        "force: lost lambda, f + field and not f + field/lambda",
+    ),
+    Mutant(
+        "energies.py",
+        "            attention = torch.softmax(self._scores(block), 1)\n            mixed",
+        "            attention = torch.softmax(self._log_normalisers(block)[0], 1)\n            mixed",
+        "force: gated by the prior beta, not by attention alpha",
+    ),
+    Mutant(
+        "energies.py",
+        "_put(attention, block, torch.softmax(self._scores(block), 1), rows)",
+        "_put(attention, block, torch.softmax(self._scores(block), 0), rows)",
+        "attention: softmax over rows, not over sources",
+    ),
+    Mutant(
+        "energies.py",
+        "self._scores(block).logsumexp(1) - psi.logsumexp(1)",
+        "self._scores(block).logsumexp(1) - psi.amax(1)",
+        "log p: the partition of the best source alone",
+    ),
+    Mutant(
+        "energies.py",
+        "scale = self.inverse_temperature / len(x)",
+        "scale = 1 / len(x)",
+        "exact rule: lost lambda",
+    ),
+    Mutant(
+        "energies.py",
+        "by_field = self.measure.apply_gain(block.natural, gain, prior.mul_(-scale), dim=2)",
+        "by_field = self.measure.apply_gain(block.natural, gain, posterior.mul(-scale), dim=2)",
+        "exact rule: expectation gated by alpha, not by beta",
+    ),
+    Mutant(
+        "energies.py",
+        "by_field = self.measure.apply_gain(block.natural, gain, prior.mul_(-scale), dim=2)",
+        "by_field = torch.zeros_like(block.natural)",
+        "exact rule: negative phase dropped",
+    ),
+    Mutant(
+        "energies.py",
+        "by_field.addcmul_(posterior.mul_(scale).unsqueeze(2), block.own.unsqueeze(1))",
+        "by_field.addcmul_(posterior.mul_(scale / 2).unsqueeze(2), block.own.unsqueeze(1))",
+        "exact rule: factor 1/2 of the double sum of a symmetric J",
+    ),
+    Mutant(
+        "energies.py",
+        "by_field = posterior.mul_(1 / len(x)).unsqueeze(2) * block.own.unsqueeze(1)",
+        "by_field = posterior.mul_(self.inverse_temperature / len(x)).unsqueeze(2) * block.own.unsqueeze(1)",
+        "positive phase: a lambda too many",
+    ),
+    Mutant(
+        "energies.py",
+        "by_field = posterior.mul_(1 / len(x)).unsqueeze(2) * block.own.unsqueeze(1)",
+        "by_field = posterior.mul_(1 / len(block.own[0, 0])).unsqueeze(2) * block.own.unsqueeze(1)",
+        "positive phase: mean over the block, not over the batch",
+    ),
+    Mutant(
+        "energies.py",
+        "field = evidence.field[images, block.start : block.stop]",
+        "field = evidence.field[images, : len(block)]",
+        "evidence: the field of the first rows, for every block",
+    ),
+    Mutant(
+        "energies.py",
+        "precision = precision[block.start : block.stop, None, None]",
+        "precision = precision[: len(block), None, None]",
+        "evidence: the precision of the first rows, for every block",
+    ),
+    Mutant(
+        "energies.py",
+        "                    natural += field.permute(1, 2, 0).unsqueeze(1)",
+        "                    natural += self.inverse_temperature * field.permute(1, 2, 0).unsqueeze(1)",
+        "evidence: field times lambda, as if it were a source",
+    ),
+    Mutant(
+        "energies.py",
+        "        self.couplings.exclude(psi, block.rows)\n",
+        "",
+        "beta: a token may be its own source, with psi(0)",
+    ),
+    Mutant(
+        "energies.py",
+        "        self.couplings.exclude(scores, block.rows)\n",
+        "",
+        "alpha: a token may be its own source, with score 0",
+    ),
+    # couplings
+    Mutant(
+        "couplings.py",
+        "torch.bmm(self._couplings[i], tokens, out=field)",
+        "torch.bmm(self._couplings[i].transpose(1, 2), tokens, out=field)",
+        "fields: J_ij transposed",
+    ),
+    Mutant(
+        "couplings.py",
+        "torch.bmm(self._couplings[i], tokens, out=field)",
+        "torch.bmm(self._couplings[:, i], tokens, out=field)",
+        "fields: J_ji for J_ij",
+    ),
+    Mutant(
+        "couplings.py",
+        "scores.diagonal(offset=rows.start, dim1=0, dim2=1).fill_(-torch.inf)",
+        "scores.diagonal(dim1=0, dim2=1).fill_(-torch.inf)",
+        "exclusion: the offset of the block is lost",
+    ),
+    Mutant(
+        "couplings.py",
+        'gradient["couplings"][i].baddbmm_(row, tokens)  #',
+        'gradient["couplings"][i].baddbmm_(row, tokens, beta=0)  #',
+        "accumulate: overwrites what earlier images gave",
+    ),
+    Mutant(
+        "couplings.py",
+        "        for i in rows:\n            weights[i, i] = 0\n",
+        "",
+        "Hopfield: a token learns from itself",
+    ),
+    # measures
+    Mutant(
+        "measures.py",
+        "psi, gain = log_normaliser_and_gain(squared / self.circles, 2)",
+        "psi, gain = log_normaliser_and_gain(squared, 2)",
+        "circles: sqrt K lost in psi",
+    ),
+    Mutant(
+        "measures.py",
+        "return psi.sum(axis), gain / self.circles",
+        "return psi.sum(axis), gain / math.sqrt(self.circles)",
+        "circles: gain divided by sqrt K, not by K",
+    ),
+    Mutant(
+        "measures.py",
+        "return (rotated * rotated * gain).sum(-1) / 2, gain",
+        "return (rotated * rotated * gain).sum(-1), gain",
+        "Gaussian: psi without its 1/2",
+    ),
+    Mutant(
+        "measures.py",
+        "rotated = h.movedim(dim, -1) @ self._eigenvectors.to(h)",
+        "rotated = h.movedim(dim, -1) @ self._eigenvectors.to(h).T",
+        "Gaussian: transposed eigenbasis, right for P = I",
+    ),
+    Mutant(
+        "measures.py",
+        "log_ratio = -kw * proposal + a * torch.log(gw + proposal - gw * proposal)",
+        "log_ratio = -kw * proposal + (a - 1) * torch.log(gw + proposal - gw * proposal)",
+        "Wood's sampler: D - 2 for D - 1 in the envelope",
+    ),
+    # bessel
+    Mutant(
+        "bessel.py",
+        "psi = delta - torch.log1p(delta / (2 * shift)) * (order + 0.5) + _horner(remainder, z)",
+        "psi = delta - torch.log1p(delta / (2 * shift)) * order + _horner(remainder, z)",
+        "float32 psi: nu for nu + 1/2",
+    ),
+    Mutant(
+        "bessel.py",
+        "gain = (1 - inverse_sum * (order + 0.5) - slope * inverse_s * inverse_s * (2 * shift)) * inverse_s",
+        "gain = (1 - inverse_sum * (order + 0.5) - slope * inverse_s * inverse_s * shift) * inverse_s",
+        "float32 gain: dz/dk halved",
+    ),
+    Mutant(
+        "bessel.py",
+        "denominator = squared_radius * gain + 2 * (raised + 1)",
+        "denominator = squared_radius * gain + 2 * raised",
+        "Bessel recursion: nu for nu + 1",
+    ),
+    Mutant(
+        "bessel.py",
+        "        - 0.5 * torch.log1p(delta / raised)\n",
+        "        - 0.5 * torch.log1p(delta / (raised + 1))\n",
+        "Debye expansion: psi off by a slowly growing term",
+    ),
+    Mutant(
+        "bessel.py",
+        "high = -Fraction(p, 2) - Fraction(5, 8 * (p + 3))",
+        "high = -Fraction(p, 2) - Fraction(5, 8 * (p + 1))",
+        "Debye polynomials: p + 1 for p + 3",
+    ),
+    # rules
+    Mutant(
+        "rules.py",
+        "gradient[name].sub_(weight, alpha=decay)",
+        "gradient[name].sub_(weight, alpha=2 * decay)",
+        "decay: that of |J|^2, not of |J|^2/2",
+    ),
+    Mutant(
+        "rules.py",
+        "weight *= self._norms[name] / _row_norms(weight)",
+        "weight *= _row_norms(weight) / self._norms[name]",
+        "energy descent: norm of a row inverted",
+    ),
+    Mutant(
+        "rules.py",
+        "return weight.square().sum(tuple(range(1, weight.dim())), keepdim=True).sqrt()",
+        "return weight.square().sum((2, 3), keepdim=True).clamp_min(1e-30).sqrt()",
+        "energy descent: the norm of each block J_ij, not of the row J[i]",
+    ),
+    Mutant(
+        "rules.py",
+        "sources = couplings.tokens - 1 if isinstance(couplings, Pairwise) else 1",
+        "sources = couplings.tokens if isinstance(couplings, Pairwise) else 1",
+        "Hebb: N sources for N - 1",
+    ),
+    Mutant(
+        "rules.py",
+        "scale = self.rate * energy.inverse_temperature / sources",
+        "scale = self.rate / sources",
+        "Hebb: lost lambda",
+    ),
+    Mutant(
+        "rules.py",
+        "solution = -torch.linalg.solve(diagonal.unsqueeze(1), inverse)",
+        "solution = torch.linalg.solve(diagonal.unsqueeze(1), inverse)",
+        "ridge: lost minus sign of the block inverse",
+    ),
+    Mutant(
+        "rules.py",
+        "couplings.couplings = (precision @ solution / energy.inverse_temperature).to(",
+        "couplings.couplings = (solution / energy.inverse_temperature).to(",
+        "ridge: lost precision P",
+    ),
+    Mutant(
+        "rules.py",
+        "            gradient.zero_()\n",
+        "            pass\n",
+        "step: the gradient of the last step is not cleared",
+    ),
+    # optimisers
+    Mutant(
+        "optimisers.py",
+        "root_correction = (1 - self.beta2**t) ** 0.5",
+        "root_correction = 1.0",
+        "Adam: second bias correction lost",
+    ),
+    Mutant(
+        "optimisers.py",
+        "v.mul_(self.momentum).add_(g)",
+        "v.mul_(self.momentum).add_(g, alpha=1 - self.momentum)",
+        "momentum: an average for a sum",
+    ),
+    # dynamics
+    Mutant(
+        "dynamics.py",
+        "new = torch.lerp(new, old, self.damping)",
+        "new = torch.lerp(old, new, self.damping)",
+        "damping: the shares of old and new swapped",
+    ),
+    Mutant(
+        "dynamics.py",
+        "new = new / (1 + self.inertia)",
+        "new = new / 1",
+        "inertia: adds where it should average",
+    ),
+    Mutant(
+        "dynamics.py",
+        "new = self.map(energy, x, evidence=evidence, rows=rows) + self.inertia * old",
+        "new = self.map(energy, x, evidence=evidence, rows=rows) - self.inertia * old",
+        "inertia: wrong sign",
+    ),
+    Mutant(
+        "dynamics.py",
+        "new = torch.where(clamped[:, here, None], old, new)",
+        "new = torch.where(clamped[:, here, None], new, old)",
+        "clamping: inverted, the masked tokens stay",
+    ),
+    Mutant(
+        "dynamics.py",
+        "records = [record(0, x0)] if record else []",
+        "records = []",
+        "record: curves start at t = 1, off by one",
+    ),
+    Mutant(
+        "dynamics.py",
+        "before, now = now, x\n",
+        "before, now = x, x\n",
+        "stop: a fixed point is taken for nothing but itself, cycles are missed",
+    ),
+    Mutant(
+        "dynamics.py",
+        "energy = energy.at(self.inverse_temperature)",
+        "energy = energy.at(self.inverse_temperature * energy.inverse_temperature)",
+        "temperature of retrieval: multiplied, not replaced",
+    ),
+]
+
+
+def plant(mutant: Mutant) -> str:
+    """The mutated text of the file. Raises ValueError unless the old text occurs exactly once."""
+    text = (ROOT / PHYSICS / mutant.file).read_text(encoding="utf-8")
+    found = text.count(mutant.old)
+    if found != 1:
+        raise ValueError(f"{mutant.file}: {mutant.old!r} occurs {found} times, expected 1; {mutant.why}")
+    return text.replace(mutant.old, mutant.new)
+
+
+def judge(mutant: Mutant | None) -> tuple[str, float]:
+    """Run the tests on a copy with the mutant (None: as it is): 'passed', 'killed by TEST' or 'defect ...'."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "attractor", copy / "attractor", ignore=ignore)
+        shutil.copytree(ROOT / "tests/physics", copy / "tests/physics", ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        files = sorted((copy / "tests/physics").glob("test_*.py"))
+        if mutant is not None:
+            (copy / PHYSICS / mutant.file).write_text(plant(mutant), encoding="utf-8")
+            # the tests of the mutated file first: most mutants die there
+            files.sort(key=lambda path: (path.stem != f"test_{Path(mutant.file).stem}", path.name))
+        verdict = _run(copy, files)
+    return verdict, time.perf_counter() - started
+
+
+def _run(copy: Path, files: list[Path]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    # -P: without the current folder on the path, so that PYTHONPATH alone must win over the installation
+    where = [sys.executable, "-P", "-c", "import attractor.physics; print(attractor.physics.__file__)"]
+    imported = subprocess.run(where, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if imported.returncode or not Path(imported.stdout.strip()).is_relative_to(copy.resolve()):
+        return f"defect: imported {imported.stdout.strip()!r}, not the copy {imported.stderr[-300:]}"
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *map(str, files)],
+            cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"defect: no verdict within {TIMEOUT} s"
+    if done.returncode == 0:
+        return "passed"
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    if done.returncode == 1 and failed and "ERROR " not in done.stdout:
+        return "killed by " + failed[0].removeprefix("FAILED ").split(" - ")[0].split("/")[-1]
+    return f"defect: pytest exit code {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-500:]}"
+
+
+def main(words: list[str]) -> int:
+    """Judge the clean copy, then every mutant; 0 only if the one passes and the others are killed."""
+    mutants = [m for m in MUTANTS if not words or any(word in m.why for word in words)]
+    for mutant in mutants:
+        plant(mutant)
+    if not mutants:
+        print(f"no mutant mentions any of {words}")
+        return 1
+    verdict, seconds = judge(None)
+    print(f"unmutated copy: {verdict} ({seconds:.0f} s)", flush=True)
+    if verdict != "passed":
+        return 1
+    bad = 0
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for mutant, (verdict, seconds) in zip(mutants, pool.map(judge, mutants), strict=True):
+            verdict = "SURVIVED" if verdict == "passed" else verdict
+            bad += not verdict.startswith("killed")
+            print(f"{seconds:5.0f} s  {mutant.file:14} {mutant.why:70} {verdict}", flush=True)
+    print(f"{len(mutants) - bad} of {len(mutants)} mutants killed")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

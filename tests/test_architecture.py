@@ -1,0 +1,177 @@
+"""The architecture, read from the source: who may import whom, and where autograd may run."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "attractor"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+ENTRIES = [path for name in ("train.py", "evaluate.py") for path in ROOT.glob(name)]
+
+# What each folder may import, beside the standard library and itself.
+ALLOWED = {
+    "physics": {"torch"},
+    "images": {"torch", "torchvision", "sklearn", "numpy"},
+    "baselines": {"torch", "sklearn", "numpy", "attractor.physics", "attractor.images"},
+    "theory": {"torch", "sklearn", "numpy", "attractor.physics", "attractor.images"},
+}
+# A fused kernel may import its library inside a function, when it is chosen.
+LAZY = {"physics": {"triton"}}
+LAB_ONLY = {"hydra", "omegaconf", "wandb", "matplotlib", "tqdm"}
+
+
+def _folder(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(absolute module, whether it is imported inside a function), for every import of a file."""
+    tree = _tree(path)
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    here = [path.parent.relative_to(ROOT).parts][0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in inside
+        elif isinstance(node, ast.ImportFrom):
+            above = here[: len(here) - node.level + 1] if node.level else ()
+            module = ".".join((*above, *([node.module] if node.module else [])))
+            # `from attractor import lab` names the folder in the alias
+            names = [alias.name for alias in node.names] if module == "attractor" else [""]
+            for name in names:
+                yield f"{module}.{name}".rstrip("."), id(node) in inside
+
+
+def _short(module: str) -> str:
+    """attractor.images.patches -> attractor.images; torch.nn -> torch."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "attractor" else parts[0]
+
+
+def test_there_is_something_to_test() -> None:
+    """A moved package would make every test below pass on nothing."""
+    assert len(SOURCES) > 20
+    assert {_folder(path) for path in SOURCES} >= {"physics", "images", "baselines", "lab"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    """physics <- images, baselines, theory <- lab: an arrow back makes the physics unusable alone."""
+    folder = _folder(path)
+    if folder == "lab":
+        return
+    allowed = ALLOWED.get(folder, set()) | {f"attractor.{folder}"}
+    for module, inside in _imports(path):
+        short = _short(module)
+        if short in sys.stdlib_module_names or (inside and short in LAZY.get(folder, set())):
+            continue
+        assert short in allowed, f"{path.relative_to(ROOT)} imports {module}; {folder} may use {allowed}"
+        assert short not in LAB_ONLY
+
+
+def test_the_import_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every spelling of an import of lab from physics is seen."""
+    module = sys.modules[__name__]
+    physics = tmp_path / "attractor" / "physics"
+    physics.mkdir(parents=True)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "PACKAGE", tmp_path / "attractor")
+    for i, line in enumerate(
+        (
+            "import attractor.lab.config",
+            "from attractor import lab",
+            "from attractor.lab import build",
+            "from ..lab import build",
+            "from .. import lab",
+            "def f():\n    import wandb.sdk",
+        )
+    ):
+        path = physics / f"bad{i}.py"
+        path.write_text(line)
+        with pytest.raises(AssertionError, match="physics may use"):
+            test_imports_point_one_way(path)
+    good = physics / "good.py"
+    good.write_text(
+        "import math\nimport torch.nn\nfrom .bessel import x\nfrom attractor.physics import y\n"
+    )
+    test_imports_point_one_way(good)
+
+
+def test_physics_needs_torch_alone() -> None:
+    """`import attractor.physics` in a fresh interpreter loads no tracking, plotting or data library."""
+    heavy = sorted(LAB_ONLY - {"tqdm"} | {"torchvision", "sklearn"})
+    code = (
+        "import sys, attractor.physics\n"
+        f"print([name for name in {heavy} if name in sys.modules])\n"
+        "print([name for name in sys.modules if name.startswith('attractor.')\n"
+        "       and not name.startswith('attractor.physics')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+
+
+def _autograd_calls(path: Path) -> list[int]:
+    """Lines that run autograd: x.backward(...), torch.autograd..., torch.func.grad and its kin."""
+    lines = []
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Attribute) and node.attr in ("backward", "autograd", "vjp", "jacrev"):
+            lines.append(node.lineno)
+        if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) == "torch.func":
+            lines.append(node.lineno)
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            if any(name in ("autograd", "torch.autograd", "torch.func") for name in names):
+                lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in [*SOURCES, *ENTRIES] if not path.is_relative_to(PACKAGE / "baselines")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_backpropagation_outside_the_baselines(path: Path) -> None:
+    """The claim of the project in one line: nothing but the baselines calls backward or autograd.grad."""
+    assert not _autograd_calls(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "loss.backward()",
+        "(a + b).sum().backward(retain_graph=True)",
+        "torch.autograd.grad(y, x)",
+        "import torch.autograd",
+        "from torch import autograd",
+        "from torch.autograd import grad",
+        "torch.func.grad(f)(x)",
+        "from torch.func import grad",
+    ],
+)
+def test_the_backpropagation_test_can_fail(tmp_path: Path, line: str) -> None:
+    """Every way to autograd is seen; a test that sees none would pass for ever."""
+    path = tmp_path / "bad.py"
+    path.write_text(line)
+    assert _autograd_calls(path) == [1]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_readable(path: Path) -> None:
+    """A file of more than 300 lines holds two concepts."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
