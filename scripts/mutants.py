@@ -196,15 +196,15 @@ MUTANTS = [
     # bessel
     Mutant(
         "bessel.py",
-        "psi = delta - torch.log1p(delta / (2 * shift)) * (order + 0.5) + _horner(remainder, z)",
-        "psi = delta - torch.log1p(delta / (2 * shift)) * order + _horner(remainder, z)",
+        "psi = torch.sub(s - shift, logarithm, alpha=order + 0.5)",
+        "psi = torch.sub(s - shift, logarithm, alpha=order)",
         "float32 psi: nu for nu + 1/2",
     ),
     Mutant(
         "bessel.py",
-        "gain = (1 - inverse_sum * (order + 0.5) - slope * inverse_s * inverse_s * (2 * shift)) * inverse_s",
-        "gain = (1 - inverse_sum * (order + 0.5) - slope * inverse_s * inverse_s * shift) * inverse_s",
-        "float32 gain: dz/dk halved",
+        "r = torch.cat((s * gain, torch.ones_like(q[:1])))",
+        "r = torch.cat((s * gain, torch.zeros_like(q[:1])))",
+        "float32 gain: the mean at infinity has length 0, not 1",
     ),
     Mutant(
         "bessel.py",

@@ -134,7 +134,7 @@ class DynamicsConfig:
     evidence: list[float] = field(default_factory=list)  # strengths; empty: no row with evidence
     damping: float = 0.0
     order: OrderName | None = None  # null: token by token for the Gaussian measure, else all at once
-    screening_steps: int = 8  # iterations that every candidate gets
+    screening_steps: int = 5  # iterations that every candidate gets
     finalists: int = 3  # candidates that get eval.steps iterations
     validation_images: int = 200
 

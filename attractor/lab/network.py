@@ -26,6 +26,10 @@ from attractor.physics import (
 )
 from attractor.physics.dynamics import Map
 
+# Largest change of a component, of at most 1, at which an image counts as arrived: ten units of the last
+# place of float32. The error of its decoded pixels is far below what any table prints.
+_ARRIVED = 1e-6
+
 
 @dataclass(frozen=True)
 class Retrieval:
@@ -93,7 +97,9 @@ class AttractorNetwork:
             damping=retrieval.damping,
         )
         clamped = None if corrupted.mask is None else ~corrupted.mask
-        return iterate(self.energy, x, dynamics, clamped=clamped, evidence=evidence)
+        return iterate(
+            self.energy, x, dynamics, clamped=clamped, evidence=evidence, tolerance=_ARRIVED
+        )
 
 
 @dataclass(frozen=True)

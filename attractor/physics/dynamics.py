@@ -13,7 +13,7 @@ Source: D'Amico & Negri 2024, arXiv 2409.16112, eq. 6 (attention map, inertia, p
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -176,12 +176,28 @@ def iterate(
     *,
     clamped: Tensor | None = None,
     evidence: Evidence | None = None,
+    tolerance: float = 0.0,
 ) -> Iterator[Tensor]:
-    """x_1, x_2, ... without end; stop asking to stop. Each step is taken in inference mode."""
-    x = x0
+    """x_1, x_2, ... without end; stop asking to stop. Each step is taken in inference mode.
+
+    Images do not interact, so one whose components all changed by at most `tolerance` is taken to have
+    arrived and is not computed again (never under a map that draws).
+    """
+    x, moving = x0, torch.arange(len(x0), device=x0.device)
     while True:
         with torch.inference_mode():
-            x = dynamics.step(energy, x, clamped=clamped, evidence=evidence)
+            old = x[moving]
+            new = dynamics.step(
+                energy,
+                old,
+                clamped=None if clamped is None else clamped[moving],
+                evidence=None if evidence is None else replace(evidence, field=evidence.field[moving]),
+            )
+            x = x.index_copy(0, moving, new)
+            if dynamics.map.deterministic:
+                # a NaN has not arrived: it must be seen
+                arrived = (new - old).abs().amax((1, 2)) <= tolerance
+                moving = moving[~arrived]
         yield x
 
 

@@ -84,7 +84,7 @@ def test_selection_finds_the_best_beta_of_each_task() -> None:
 def test_task_without_a_beta_is_refused() -> None:
     """No silent default: the beta of one task is wrong for another."""
     model = DenseMemory(SPLITS.train, beta={"masked": 1.0})
-    with pytest.raises(ValueError, match="'denoise'.*'masked'"):
+    with pytest.raises(ValueError, match=r"'denoise'.*'masked'"):
         next(model.reconstruct(Denoise().corrupt(TEST, range(5), seed=0)))
     with pytest.raises(ValueError, match="positive"):
         DenseMemory(SPLITS.train, beta={"masked": 0.0})

@@ -30,7 +30,7 @@ COUPLINGS = {"Pairwise": Pairwise, "Hopfield": Hopfield}
 
 
 class Naive:
-    """The textbook formulas by einsum over (B, N, N, D), differentiable by autograd in J, own and others."""
+    """The textbook formulas by einsum over (B, N, N, D), differentiable by autograd in all."""
 
     @staticmethod
     def natural(
@@ -83,7 +83,7 @@ class Naive:
     def psi(
         cls, energy: LocalEnergy, couplings: Tensor, others: Tensor, field: Tensor | None = None
     ) -> Tensor:
-        """psi(h_is) (B, N, S)."""
+        """The log-normalisers psi(h_is), (B, N, S)."""
         h = cls.natural(energy, couplings, others, field)
         return cls.exclude(energy, energy.measure.log_normaliser(h))
 
@@ -121,7 +121,7 @@ def naive() -> type[Naive]:
 
 @pytest.fixture
 def make_system():
-    """make_system(couplings, measure, ...) -> System; scale and lambda are away from 0 and 1."""
+    """A function that makes a System by the names of its couplings and measure; lambda is not 1."""
 
     def make(
         couplings: str,

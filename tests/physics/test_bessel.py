@@ -1,4 +1,4 @@
-"""The log-normaliser of the sphere. Oracles: scipy and the power series, quadrature, Monte Carlo, autograd."""
+"""The log-normaliser of the sphere. Oracles: scipy, power series, quadrature, Monte Carlo, autograd."""
 
 import math
 
@@ -116,8 +116,8 @@ def test_no_overflow_and_growth(dim: int, dtype: torch.dtype) -> None:
     assert (psi[1:] < k[1:]).all()
     assert (gain > 0).all()
     assert (gain[1:] < gain[:-1]).all()
-    # the gain at 0 is interpolated in float32, and carries its documented error of 1e-5
-    small, error = (1e-6, 2e-5) if dtype == torch.float32 else (1e-12, 1e-11)
+    # float32: s - a and the logarithm of 1 leave some roundings of a few, 1e-7 each
+    small, error = (5e-6, 2e-5) if dtype == torch.float32 else (1e-12, 1e-11)
     assert psi[0].abs().item() < small
     assert gain[0].item() == pytest.approx(1 / dim, rel=error)
 

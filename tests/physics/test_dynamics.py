@@ -1,4 +1,4 @@
-"""Dynamics. Oracles: loops written by hand, fixed points and cycles known in advance, the concavity of e_i."""
+"""Dynamics. Oracles: loops by hand, fixed points and cycles known in advance, the concavity of e_i."""
 
 import math
 
@@ -238,7 +238,7 @@ def test_stops_at_a_fixed_point() -> None:
 
 
 def test_converges_in_a_contraction() -> None:
-    """Gaussian mean field with A = 1/2: x_t = 2^-t x_0, within the tolerance of 0 at the step that shows it."""
+    """Gaussian mean field with A = 1/2: x_t = 2^-t x_0, done when the change is small enough."""
     energy = _two(torch.eye(1) / 2, torch.eye(1) / 2, Gaussian(1))
     x = torch.ones(1, 2, 1, dtype=torch.float64)
     end = run(energy, x, 500, map=MeanField(), tolerance=1e-3)

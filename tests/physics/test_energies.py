@@ -1,4 +1,4 @@
-"""Local energies. Oracles: autograd through naive einsums, quadrature, closed forms, invariances, limits."""
+"""Local energies. Oracles: autograd through einsums, quadrature, closed forms, invariances, limits."""
 
 import math
 
@@ -171,7 +171,7 @@ def test_gaussian_conditional_integrates_to_one(couplings_name, make_system) -> 
 def test_gaussian_conditional_with_precision_integrates_to_one(make_system) -> None:
     """p(x_i|x_others, y) is a density relative to N(0, P^-1), by Gauss-Hermite quadrature in D = 1.
 
-    With P = 1 it is N((u + p y)/(1 + p), 1/(1 + p)); without -p |x|^2/2 it is N(u + p y, 1), times a constant.
+    With P = 1 it is N((u + p y)/(1 + p), 1/(1 + p)); without -p |x|^2/2 it is N(u + p y, 1) times c.
     """
     system = make_system("Hopfield", "Gaussian", tokens=3, dim=1, images=1, scale=0.3)
     energy = LocalEnergy(system.energy.couplings, Gaussian(1), inverse_temperature=1.3)

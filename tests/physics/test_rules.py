@@ -261,7 +261,7 @@ def test_energy_descent_without_start_holds_the_norms_too(make_system) -> None:
 
 
 def test_energy_descent_with_decay(make_system, couplings_name) -> None:
-    """dJ = rate (<alpha x x^T> - decay J), norms free; for one source the fixed point is <x_i x_j^T>/decay."""
+    """dJ = rate (<alpha x x^T> - decay J), norms free; one source ends at <x_i x_j^T>/decay."""
     system = make_system(couplings_name, "Sphere")
     energy, x = system.energy, system.x
     before, gradient = energy.couplings.couplings.clone(), energy.zero_gradient()
@@ -282,7 +282,7 @@ def test_energy_descent_with_decay(make_system, couplings_name) -> None:
 def test_energy_descent_refuses_zero_couplings(couplings_name, make_system, decay) -> None:
     """J = 0 is a saddle where all sources look alike, and a row of norm 0 cannot be rescaled."""
     system = make_system(couplings_name, "Sphere", scale=0.0)
-    with pytest.raises(ValueError, match="row 0 of the couplings.*random_start"):
+    with pytest.raises(ValueError, match=r"row 0 of the couplings.*random_start"):
         EnergyDescent(SGD(), decay=decay).start(system.energy)
     with pytest.raises(ValueError, match="cannot start from zero"):
         EnergyDescent(SGD(), decay=decay).step(system.energy, system.x, rate=0.1)
@@ -332,7 +332,7 @@ def test_small_steps_raise_the_likelihood(couplings_name, measure_name, make_sys
     "make", [lambda: PseudoLikelihood(Adam()), lambda: EnergyDescent(SGD(momentum=0.5))]
 )
 def test_no_graph_is_built_in_training(make, make_system, couplings_name) -> None:
-    """Each step runs in inference mode and leaves plain buffers: no tape that could grow, or leak a gradient."""
+    """Each step runs in inference mode and leaves plain buffers: no tape that could grow."""
     system = make_system(couplings_name, "Sphere")
     energy, rule, seen = system.energy, make(), []
     direction = rule._direction
@@ -371,5 +371,5 @@ def test_non_finite_gradient_names_the_row_and_changes_nothing(couplings_name, m
 def test_non_finite_couplings_are_refused(couplings_name, make_system) -> None:
     """A rate that overflows is caught in the step that it happens in, not hours later."""
     system = make_system(couplings_name, "Sphere")
-    with pytest.raises(NonFiniteError, match="^couplings became non-finite in row 0; a smaller rate"):
+    with pytest.raises(NonFiniteError, match=r"^couplings became non-finite in row 0; a smaller rate"):
         PseudoLikelihood(SGD()).step(system.energy, system.x, rate=float("inf"))
