@@ -34,30 +34,6 @@ def compare(config: CompareConfig, folder: RunFolder) -> None:
     splits = build_data(replace(first.config.data, root=config.root or first.config.data.root))
     names = report.short_names([run.folder for run in runs])
     tasks = build_tasks(first.config.task, patch=first.config.model.patch, side=splits.side)
-    with tqdm(desc="evaluating", bar_format="{desc}  {elapsed}  {postfix}") as bar:
-        references = assessment.references(
-            splits, tasks.values(), validation_images=len(splits.validation), seed=config.seed
-        )
-        outcome = assessment.assess(
-            {name: (run.network, run.choices) for name, run in zip(names, runs, strict=True)},
-            references,
-            splits,
-            tasks,
-            images=config.images,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            progress=bar.set_postfix_str,
-        )
-    results = {
-        "schema": assessment.SCHEMA,
-        "data": splits.name,
-        "patch": first.config.model.patch,
-        "runs": {name: str(run.folder) for name, run in zip(names, runs, strict=True)},
-        "selection": assessment.choices_to_json(outcome.choices),
-        "tasks": assessment.task_results(outcome),
-    }
-    folder.write_json("results.json", results)
     tracker = Tracker(
         config.wandb,
         folder=folder.path,
@@ -65,7 +41,31 @@ def compare(config: CompareConfig, folder: RunFolder) -> None:
         job_type="eval",
         settings=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
     )
-    with tracker:
+    with folder.job(), tracker:
+        with tqdm(desc="evaluating", bar_format="{desc}  {elapsed}  {postfix}") as bar:
+            references = assessment.references(
+                splits, tasks.values(), validation_images=len(splits.validation), seed=config.seed
+            )
+            outcome = assessment.assess(
+                {name: (run.network, run.choices) for name, run in zip(names, runs, strict=True)},
+                references,
+                splits,
+                tasks,
+                images=config.images,
+                steps=config.steps,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                progress=bar.set_postfix_str,
+            )
+        results = {
+            "schema": assessment.SCHEMA,
+            "data": splits.name,
+            "patch": first.config.model.patch,
+            "runs": {name: str(run.folder) for name, run in zip(names, runs, strict=True)},
+            "selection": assessment.choices_to_json(outcome.choices),
+            "tasks": assessment.task_results(outcome),
+        }
+        folder.write_json("results.json", results)
         tracker.summary(report.headline(results))
         tracker.curves(results["tasks"])
         if config.figures:

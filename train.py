@@ -54,7 +54,7 @@ def train(config: Config, folder: RunFolder) -> float:
     )
     print(report.header(config, splits, network))
 
-    with tracker, MetricsFile(folder.path / "metrics.jsonl") as metrics:
+    with folder.job(), tracker, MetricsFile(folder.path / "metrics.jsonl") as metrics:
         validation = {
             name: assessment.validation_batch(
                 splits, task, images=config.train.validation_images, seed=config.eval.seed

@@ -117,7 +117,7 @@ class TaskConfig:
 class TrainConfig:
     steps: int = 2000  # the learning rate falls linearly to 0 at the last one
     batch_size: int = 128
-    jitter: float = 0.2  # standard deviation of the noise added to training pixels
+    jitter: float = 0.4  # standard deviation of the noise added to training pixels
     validate_every: int = 100  # steps
     validation_images: int = 100
     validation_steps: int = 3  # iterations that every candidate gets

@@ -24,23 +24,26 @@ def launch(
     check: Callable[[Any], None],
     job: Callable[[Any, RunFolder], float | None],
 ) -> float | None:
-    """Check the configuration, make the run folder, do the job in it.
+    """Check the configuration and the run folder, do the job, which enters the folder when it is ready.
 
     A known error ends the process with one line and its exit code (DESIGN.md section 5); in a multirun it
     is left to Hydra, so that the other jobs go on. Anything else keeps its traceback.
     """
     logging.getLogger().setLevel(logging.WARNING)  # libraries that draw or compress talk much at INFO
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    folder: RunFolder | None = None
     try:
         config = typed(raw)
-        check(config)
-        torch.set_num_threads(config.threads)
         path = Path(HydraConfig.get().runtime.output_dir if multirun else config.folder)
         folder = RunFolder(path, OmegaConf.to_yaml(raw, resolve=True))
-        with folder.job():
-            return job(config, folder)
+        check(config)
+        torch.set_num_threads(config.threads)
+        return job(config, folder)
     except tuple(EXIT_CODES) as error:
         if multirun and isinstance(error, Exception):
+            if folder is not None and not (folder.path / "status.json").exists():
+                with folder.job():  # a job of a sweep says in its folder why it did not start
+                    raise
             raise
         text = str(error) or type(error).__name__
         print(f"error: {text}", file=sys.stderr)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from attractor.lab.errors import EXIT_CODES, OutputError, Terminated, exit_code
 
@@ -21,30 +21,40 @@ log = logging.getLogger("attractor")
 
 
 class RunFolder:
-    """A folder that holds exactly one run.
+    """A folder that holds exactly one run. Nothing is written before `job` is entered.
 
-    Raises OutputError if it already holds one, cannot be written, or has `=` or `,` in its name, which
-    Hydra and wandb cannot be given back.
+    Raises OutputError if it already holds a run, or has `=` or `,` in its name, which Hydra cannot be given
+    back on the command line.
     """
 
     def __init__(self, path: Path, config_yaml: str) -> None:
         self.path = path.absolute()
+        self._config_yaml = config_yaml
+        self._begin = time.time()
         if "=" in self.path.name or "," in self.path.name:
-            raise OutputError(f"the run folder {self.path.name!r} has '=' or ',' in its name")
+            raise OutputError(
+                f"the run folder {self.path.name!r} has '=' or ',' in its name; choose another"
+            )
+        if (self.path / "status.json").exists():
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise OutputError(
+            f"{self.path} already holds a run; nothing was changed. Choose another folder with folder=DIR, "
+            "or remove it"
+        )
+
+    def _create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # exclusive creation: of two jobs that race for a folder, one is refused
             with (self.path / "status.json").open("x") as handle:
                 json.dump({"status": "running"}, handle)
-            (self.path / "config.yaml").write_text(config_yaml)
-        except FileExistsError as error:
-            raise OutputError(
-                f"{self.path} already holds a run; nothing was changed. Choose another folder with "
-                "hydra.run.dir=DIR, or remove it"
-            ) from error
+            (self.path / "config.yaml").write_text(self._config_yaml)
+        except FileExistsError:
+            self._refuse()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error}") from error
-        self._begin = time.time()
 
     @property
     def checkpoints(self) -> Path:
@@ -71,10 +81,11 @@ class RunFolder:
 
     @contextmanager
     def job(self) -> Iterator[None]:
-        """Run the body; leave its traceback in train.log and its end in status.json.
+        """Make the folder and run the body; leave its traceback in train.log, its end in status.json.
 
         SIGTERM raises Terminated in the body, SIGINT KeyboardInterrupt. A full disk becomes OutputError.
         """
+        self._create()
         handler = logging.FileHandler(self.path / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)

@@ -97,9 +97,7 @@ class AttractorNetwork:
             damping=retrieval.damping,
         )
         clamped = None if corrupted.mask is None else ~corrupted.mask
-        return iterate(
-            self.energy, x, dynamics, clamped=clamped, evidence=evidence, tolerance=_ARRIVED
-        )
+        return iterate(self.energy, x, dynamics, clamped=clamped, evidence=evidence, tolerance=_ARRIVED)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Naive:
     def psi(
         cls, energy: LocalEnergy, couplings: Tensor, others: Tensor, field: Tensor | None = None
     ) -> Tensor:
-        """The log-normalisers psi(h_is), (B, N, S)."""
+        """Log-normalisers of all sources, (B, N, S)."""
         h = cls.natural(energy, couplings, others, field)
         return cls.exclude(energy, energy.measure.log_normaliser(h))
 
