@@ -36,13 +36,15 @@ class Tracker:
         self._settings = settings
         self._run: Any = None
         self._sync_command: str | None = None
+        self._environment: dict[str, str | None] = {}
 
     def __enter__(self) -> "Tracker":
         if self._config.mode is WandbMode.disabled:
             return self
+        self._environment = {name: os.environ.get(name) for name in ("WANDB_DATA_DIR", "WANDB_SILENT")}
         # offline artifacts would otherwise go to the home folder
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
-        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ["WANDB_DATA_DIR"] = str(self._folder / "wandb")
+        os.environ["WANDB_SILENT"] = "true"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._run = self._tried("start", self._start)
@@ -119,6 +121,11 @@ class Tracker:
     ) -> None:
         self._tried("finish", lambda: self._run.finish(exit_code=0 if error is None else 1))
         self._run = None
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def _tried(self, what: str, action: Any) -> Any:
         """wandb is a witness: when it fails, the run goes on without it."""

@@ -3,6 +3,7 @@
 import pickle
 import struct
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -129,6 +130,19 @@ def test_damaged_files_are_data_errors(tmp_path: Path, content: bytes | None, fi
         load("mnist", root=tmp_path, validation=3)
     assert str(tmp_path) in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+def test_failed_download_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network: the folder, the cause, and what a download needs."""
+
+    def no_network(self: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    with pytest.raises(DataError, match=r"no route to host.*network") as caught:
+        load("mnist", root=tmp_path, download=True)
+    assert str(tmp_path) in str(caught.value)
+    assert isinstance(caught.value.__cause__, URLError)
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:

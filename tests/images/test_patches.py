@@ -124,6 +124,13 @@ def test_zero_circle_decodes_to_the_mean_of_its_pixel() -> None:
     torch.testing.assert_close(encoding.decode(tokens), expected)
 
 
+def test_vectors_on_an_axis_are_no_zero_vectors() -> None:
+    """(1, 0) is black and (0, 1) white at span 0.5, exactly, not the mean of their pixel."""
+    encoding = PhaseEncoding(1, 1, patch=1, mean=torch.full((1, 1, 1), 0.3))
+    tokens = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    assert encoding.decode(tokens).flatten().tolist() == [0, 1]
+
+
 def test_nan_tokens_stay_nan() -> None:
     """A diverged state must not decode to a picture."""
     tokens = torch.full((1, 1, 8), math.nan)

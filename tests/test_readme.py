@@ -1,0 +1,96 @@
+"""The README is executed: its commands as they stand (made small), its Python blocks as they are."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# what makes a command small without changing what it does
+SMALL = [
+    "train.steps=20",
+    "train.validate_every=10",
+    "train.validation_images=10",
+    "dynamics.validation_images=10",
+    "dynamics.inverse_temperatures=[1.0]",
+    "eval.images=10",
+    "eval.steps=6",
+    "eval.overlap_images=4",
+]
+# torchvision's data sets are not there in tests: the same experiment on embedded images
+EMBEDDED = ["data=synthetic"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = (line.split(" #")[0].strip() for block in blocks("bash") for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+def small(command: str, *, first: bool) -> list[str]:
+    """The command in this interpreter, with overrides that make it small; the first draws and tracks too."""
+    words = shlex.split(command)
+    program = words.index("run") + 1
+    script, arguments = words[program], words[program + 1 :]
+    if script == "train.py":
+        overrides = SMALL if first else [*SMALL, "figures=false", "wandb=disabled"]
+        arguments += [word for word in overrides if word.split("=")[0] not in command]
+        if "data.root" in command:
+            arguments = [word for word in arguments if not word.startswith("data.root")] + EMBEDDED
+    if script == "evaluate.py":
+        arguments += ["images=10", "steps=6", "wandb=disabled"]
+    return [sys.executable, str(ROOT / script), *arguments]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every command of the README has been run, in order; each must succeed."""
+    folder = tmp_path_factory.mktemp("readme")
+    for index, command in enumerate(commands()):
+        if command.endswith("pytest"):
+            continue
+        words = small(command.split("&&")[-1].strip(), first=index == 0)
+        environment = dict(
+            word.split("=", 1) for word in shlex.split(command) if re.match(r"[A-Z_]+=", word)
+        )
+        done = subprocess.run(
+            words, cwd=folder, env=os.environ | environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return folder
+
+
+def test_every_command_of_the_readme_runs(executed: Path) -> None:
+    """A command that a new user copies must work; without this the README rots unseen."""
+    assert len(commands()) >= 10
+    for name in ("a", "b", "sweeps/rates/2", "mine"):
+        assert (executed / "outputs" / name / "results.json").is_file()
+
+
+def test_every_python_block_of_the_readme_runs(
+    executed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code in the README runs as it stands, in the folder where its commands have run."""
+    monkeypatch.chdir(executed)
+    assert len(blocks("python")) >= 2
+    for block in blocks("python"):
+        scope: dict[str, object] = {}
+        exec(compile(block, "README.md", "exec"), scope)
+    assert "iterations" in capsys.readouterr().out
+    assert scope["completed"].shape == (4, 1, 8, 8)  # type: ignore[attr-defined]  # the last block's
+
+
+def test_every_file_the_readme_names_exists() -> None:
+    """Links, figures and files in the reading order are there."""
+    named = re.findall(r"\]\(([\w./-]+)\)|`((?:attractor|benchmarks|scripts|conf)/[\w./-]+)`", README)
+    assert named
+    for link, path in named:
+        assert (ROOT / (link or path)).exists(), link or path
