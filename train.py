@@ -139,7 +139,8 @@ def train(config: Config, folder: RunFolder) -> float:
             splits,
             outcome,
             train_seconds=train_seconds,
-            steps=stopping.best_step,
+            steps=step.index,
+            selected_step=stopping.best_step,
         )
         folder.write_json("results.json", results)
         tracker.summary(report.headline(results))

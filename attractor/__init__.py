@@ -1,0 +1,1 @@
+"""Train recurrent self-attention with local rules, without backpropagation, on images."""

@@ -67,7 +67,9 @@ def compare(batch: int, repeats: int) -> None:
     step()
     times = [(seconds(step), seconds(oracle)) for _ in range(repeats)]
     ours, theirs = zip(*times, strict=True)
-    print(f"batch {batch}, N={N}, D={D}, 1 thread, {repeats} repeats in turn; gradients agree to {error:.1e}")
+    print(
+        f"batch {batch}, N={N}, D={D}, 1 thread, {repeats} repeats in turn; gradients agree to {error:.1e}"
+    )
     for name, choose in (("best", min), ("median", statistics.median)):
         a, b = choose(ours), choose(theirs)
         print(

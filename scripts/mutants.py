@@ -334,6 +334,18 @@ MUTANTS = [
     ),
     Mutant(
         "dynamics.py",
+        "moving = moving[~arrived]",
+        "moving = moving[arrived]",
+        "iterate: those that arrived go on, the others rest",
+    ),
+    Mutant(
+        "dynamics.py",
+        "            if dynamics.map.deterministic:\n",
+        "            if True:\n",
+        "iterate: chains that moved little are put to rest",
+    ),
+    Mutant(
+        "dynamics.py",
         "energy = energy.at(self.inverse_temperature)",
         "energy = energy.at(self.inverse_temperature * energy.inverse_temperature)",
         "temperature of retrieval: multiplied, not replaced",

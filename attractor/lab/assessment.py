@@ -144,8 +144,13 @@ def run_results(
     *,
     train_seconds: float,
     steps: int,
+    selected_step: int,
 ) -> dict[str, Any]:
-    """results.json of a training run, DESIGN.md section 5, plus how retrieval was chosen."""
+    """results.json of a training run: what it cost, how retrieval was chosen, errors.
+
+    train_seconds and steps are those of all updates, without validation; the couplings that are evaluated
+    are those of `selected_step`.
+    """
     count = min(1000, len(splits.test), len(splits.train))
     likelihood = {
         name: log_pseudo_likelihood(network, to_pixels(images[:count]), batch_size=256)
@@ -160,6 +165,7 @@ def run_results(
         "cost": {
             "train_seconds": train_seconds,
             "steps": steps,
+            "selected_step": selected_step,
             "parameters": network.energy.couplings.parameters,
             # kibibytes on Linux
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

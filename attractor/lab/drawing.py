@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from attractor.images import ImageSplits, Reconstructor, Task, to_pixels
+import torch
+
+from attractor.images import ImageSplits, Reconstructor, Task, pixel_mean, to_pixels
 from attractor.lab import figures, portraits
 from attractor.lab.assessment import Assessment
 from attractor.lab.config import Config
@@ -62,7 +64,14 @@ def draw_run(
             for name, images in (("training", splits.train), ("test", splits.test))
         }
     corruption = {"denoise": "noisy", "masked": "masked"}[last]
-    drawn["overlap"] = figures.overlap_curves(curves, folder, corruption=corruption)
+    originals = torch.cat([batch.original for batch in assessment.batches[last]])
+    cosine = torch.nn.functional.cosine_similarity(
+        network.encoding.encode(originals).flatten(1),
+        network.encoding.encode(pixel_mean(splits.train)[None]).flatten(1),
+    )
+    drawn["overlap"] = figures.overlap_curves(
+        curves, folder, corruption=corruption, mean_overlap=float(cosine.mean())
+    )
     for name, path in (
         ("couplings", portraits.coupling_matrices(network, folder)),
         ("attention", portraits.attention_maps(network, to_pixels(splits.test[:1])[0], folder)),

@@ -84,10 +84,13 @@ def _error_panel(axes: Axes, values: dict[str, Any]) -> None:
     axes.legend(frameon=False, ncols=2, loc="lower right", borderaxespad=0.2)
 
 
-def overlap_curves(curves: dict[str, dict[str, Tensor]], folder: Path, *, corruption: str) -> Path:
+def overlap_curves(
+    curves: dict[str, dict[str, Tensor]], folder: Path, *, corruption: str, mean_overlap: float
+) -> Path:
     """Overlap with the original against t, for rows of the table, on training and test images.
 
     curves: row -> "training" or "test" -> (images, T + 1). Lines are means, bands standard deviations.
+    mean_overlap: that of the training mean with test images, which is high too: pixels fill one quadrant.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
@@ -99,6 +102,7 @@ def overlap_curves(curves: dict[str, dict[str, Tensor]], folder: Path, *, corrup
                 colour = MODEL_COLOURS[index]
                 axes.plot(t, mean, color=colour, linestyle=style, label=f"{title(row)}, {images}")
                 axes.fill_between(t, mean - std, mean + std, color=colour, alpha=0.08, linewidth=0)
+        axes.axhline(mean_overlap, color="0.45", linestyle=":", label="training mean, test", zorder=0)
         # t = 0, the corrupted image, has a place on the logarithmic axis too
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(0, None)

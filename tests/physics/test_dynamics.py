@@ -1,5 +1,6 @@
 """Dynamics. Oracles: loops by hand, fixed points and cycles known in advance, the concavity of e_i."""
 
+import itertools
 import math
 
 import pytest
@@ -337,6 +338,54 @@ def test_the_map_is_attention_unless_given(system) -> None:
     expected = system.energy.measure.project(system.energy.force(system.x, evidence=system.evidence))
     end = run(system.energy, system.x, 1, evidence=system.evidence)
     torch.testing.assert_close(end.state, expected)
+
+
+def test_images_that_arrived_rest_while_the_others_run() -> None:
+    """Every image ends where it ends alone, with its own clamps and evidence, though others stop before it.
+
+    An index lost when the arrived images are left out would hand one image the evidence of another.
+    """
+    energy = _two(torch.eye(3) / 2, torch.eye(3) / 2, Gaussian(3))
+    x = _normal(4, 2, 3)
+    x[0] = 0  # at the fixed point from the start, but for its evidence
+    x[2] *= 1e-3
+    clamped = torch.tensor([[0, 0], [1, 0], [0, 0], [0, 1]], dtype=torch.bool)
+    evidence = Evidence(torch.tensor([0.0, 1.0, 0.0, -2.0]).double()[:, None, None] * torch.ones(4, 2, 3))
+    options = {"map": MeanField(), "tolerance": 1e-4}
+    states = run(
+        energy, x, 60, clamped=clamped, evidence=evidence, record=lambda t, y: y.clone(), **options
+    ).records  # fmt: skip
+    lengths = set()
+    for b in range(4):
+        one = slice(b, b + 1)
+        alone = run(
+            energy, x[one], 60, clamped=clamped[one], evidence=Evidence(evidence.field[one]), **options
+        )  # fmt: skip
+        assert alone.stop is Stop.CONVERGED
+        assert torch.equal(states[alone.steps][one], alone.state)
+        assert torch.equal(states[-1][one], alone.state)
+        lengths.add(alone.steps)
+    assert len(lengths) >= 3
+
+
+def test_iterate_goes_on_after_all_have_arrived() -> None:
+    """Asked for more, it yields the same state again: no error from a batch of no images."""
+    for kind in (Hopfield, Pairwise):
+        couplings = kind(2, 3, dtype=torch.float64)
+        steps = iterate(
+            LocalEnergy(couplings, Sphere(3)), torch.zeros(2, 2, 3).double(), Dynamics(Attention())
+        )
+        for _ in range(3):
+            assert not next(steps).any()
+
+
+def test_draws_go_on_whatever_the_tolerance(make_system) -> None:
+    """A chain that moved little has not arrived: resting would end the sampling in silence."""
+    system = make_system("Pairwise", "Sphere")
+    chain = Dynamics(Gibbs(generator=_generator(1)))
+    steps = iterate(system.energy, system.x, chain, tolerance=10.0)
+    states = [next(steps) for _ in range(3)]
+    assert all((a - b).abs().amax((1, 2)).min() > 0 for a, b in itertools.pairwise(states))
 
 
 def test_run_is_a_function_of_its_generators(make_system) -> None:
