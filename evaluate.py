@@ -14,7 +14,7 @@ from attractor.lab.build import build_data, build_tasks
 from attractor.lab.config import CompareConfig, register, validate_comparison
 from attractor.lab.entry import launch
 from attractor.lab.folder import RunFolder
-from attractor.lab.runs import load_run, same_data
+from attractor.lab.runs import enough_steps, load_run, same_data
 from attractor.lab.tracking import Tracker
 
 register()
@@ -30,6 +30,7 @@ def compare(config: CompareConfig, folder: RunFolder) -> None:
     """Load the runs, evaluate them and the references, write results.json, table and figure."""
     runs = [load_run(run) for run in config.runs]
     same_data(runs)
+    enough_steps(runs, config.steps)
     first = runs[0]
     splits = build_data(replace(first.config.data, root=config.root or first.config.data.root))
     names = report.short_names([run.folder for run in runs])

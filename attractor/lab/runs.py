@@ -130,3 +130,15 @@ def same_data(runs: Sequence[TrainedModel]) -> None:
                     f"{run.folder} has {name}={mine}, {first.folder} has {other}: their errors cannot be "
                     "compared; evaluate them apart"
                 )
+
+
+def enough_steps(runs: Sequence[TrainedModel], steps: int) -> None:
+    """Refuse to stop before a t that a run chose on validation images."""
+    for run in runs:
+        for task, rows in run.choices.items():
+            for row, choice in rows.items():
+                if (choice.retrieval.steps or 1) > steps:
+                    raise ConfigError(
+                        f"{run.folder} chose t={choice.retrieval.steps} for {task}, {row}, but steps is "
+                        f"{steps}; give steps={choice.retrieval.steps} or more"
+                    )

@@ -1,0 +1,183 @@
+"""Configurations as the commands compose them, and one small trained run that many tests look at."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from attractor.images import ImageSplits, pixel_mean, synthetic
+from attractor.lab.build import build_network
+from attractor.lab.config import (
+    CompareConfig,
+    Config,
+    CouplingsName,
+    MeasureName,
+    ModelConfig,
+    register,
+    typed,
+    validate,
+    validate_comparison,
+)
+from attractor.lab.folder import RunFolder
+from attractor.lab.network import AttractorNetwork
+from attractor.physics import random_start
+from train import train
+
+ROOT = Path(__file__).parents[2]
+
+# overrides of a run that takes about a second
+TINY = (
+    "data=synthetic",
+    "train.steps=6",
+    "train.batch_size=16",
+    "train.validate_every=2",
+    "train.validation_images=8",
+    "dynamics.inverse_temperatures=[1.0,0.25]",
+    "dynamics.inertias=[0.0]",
+    "dynamics.evidence=[1.0]",
+    "dynamics.validation_images=8",
+    "eval.images=9",
+    "eval.steps=6",
+    "eval.batch_size=4",
+    "eval.overlap_images=5",
+    "wandb=disabled",
+    "figures=false",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it is, what it was asked, what it said and measured."""
+
+    path: Path
+    config: Config
+    results: dict[str, Any]
+    score: float
+    output: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on many threads, much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No wandb settings of the person who runs the tests, and none left behind by a test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    yield
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def make_raw() -> Callable[..., DictConfig]:
+    """A function that composes conf/ as train.py does: make_raw(*overrides, name="config")."""
+
+    def make(*overrides: str, name: str = "config") -> DictConfig:
+        register()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_config(make_raw: Callable[..., DictConfig]) -> Callable[..., Config]:
+    """The same, as validated dataclasses."""
+
+    def make(*overrides: str) -> Config:
+        config: Config = typed(make_raw(*overrides))
+        validate(config)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_comparison(make_raw: Callable[..., DictConfig]) -> Callable[..., CompareConfig]:
+    """A configuration of evaluate.py on run folders, tiny as TINY is."""
+
+    def make(runs: list[Path], *overrides: str) -> CompareConfig:
+        folders = ",".join(str(run) for run in runs)
+        small = ("images=9", "steps=6", "batch_size=4", "wandb=disabled", "figures=false")
+        config: CompareConfig = typed(
+            make_raw(f"runs=[{folders}]", *small, *overrides, name="evaluate")
+        )
+        validate_comparison(config)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_run(
+    make_raw: Callable[..., DictConfig], make_config: Callable[..., Config]
+) -> Callable[..., Run]:
+    """A function that trains in this process: train_run(folder, *overrides)."""
+
+    def run(path: Path, *overrides: str) -> Run:
+        given = (*TINY, f"folder={path}", *overrides)
+        config = make_config(*given)
+        folder = RunFolder(path, OmegaConf.to_yaml(make_raw(*given), resolve=True))
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(io.StringIO()):
+            score = train(config, folder)
+        results = json.loads((path / "results.json").read_text())
+        return Run(path, config, results, score, said.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(train_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run with figures. Tests look at it and leave it as it is."""
+    return train_run(tmp_path_factory.mktemp("trained") / "first", "figures=true")
+
+
+@pytest.fixture(scope="session")
+def splits() -> ImageSplits:
+    """Images of 4x4 pixels, four tokens of 2x2: 32 for training, 8 and 9 held out."""
+    return synthetic(side=4, train=40, test=9, validation=8)
+
+
+@pytest.fixture
+def make_network(splits: ImageSplits) -> Callable[..., AttractorNetwork]:
+    """A function that builds a network for `splits`: make_network(scale=0.0, measure="sphere")."""
+
+    def make(*, scale: float = 0.0, measure: str = "sphere", seed: int = 0) -> AttractorNetwork:
+        config = ModelConfig(
+            name="bare_attention", couplings=CouplingsName.pairwise, measure=MeasureName(measure)
+        )
+        network = build_network(config, pixel_mean(splits.train), seed=0)
+        if scale:
+            generator = torch.Generator().manual_seed(seed)
+            random_start(network.energy.couplings, scale, generator=generator)
+        return network
+
+    return make

@@ -1,0 +1,165 @@
+"""Figures: all of them are there, in both formats, at their size, with the numbers of the results."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from attractor.lab import figures, load_run, portraits
+from attractor.lab.evaluation import corruptions
+from attractor.lab.figures import COLUMN, PAGE
+from attractor.lab.network import Recall
+
+PLOTS = {
+    "error_curves": PAGE,
+    "overlap": COLUMN,
+    "couplings": PAGE,
+    "attention": PAGE,
+    "grid_masked": None,
+    "grid_denoise": None,
+    "grid_denoise_evidence": None,
+}
+GIFS = {"trajectory_masked", "trajectory_denoise"}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures that were saved, in order; nothing is written."""
+    kept: list[Figure] = []
+
+    def save(figure: Figure, folder: Path, name: str) -> Path:
+        kept.append(figure)
+        return folder / f"{name}.png"
+
+    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(portraits, "save", save)
+    return kept
+
+
+def test_every_figure_is_there(trained) -> None:
+    """Each plot as PNG and PDF, each trajectory as GIF, and nothing else in the folder."""
+    names = {entry.name for entry in (trained.path / "figures").iterdir()}
+    plots = {f"{name}.{kind}" for name in PLOTS for kind in ("png", "pdf")}
+    assert names == plots | {f"{name}.gif" for name in GIFS}
+
+
+@pytest.mark.parametrize(("name", "inches"), PLOTS.items())
+def test_figures_have_the_size_of_a_paper(trained, name: str, inches: float | None) -> None:
+    """PNG at 220 dpi, one column or a page wide (less at most a tenth, that was blank); a real PDF.
+
+    At 100 dpi, the default, print is blurred. A picture of one colour would be an empty plot.
+    """
+    folder = trained.path / "figures"
+    with Image.open(folder / f"{name}.png") as picture:
+        picture.load()
+        assert picture.info["dpi"][0] == pytest.approx(220, abs=0.1)
+        if inches is not None:
+            assert 0.9 * inches * 220 < picture.width < 1.05 * inches * 220
+        assert picture.width <= 1.05 * PAGE * 220
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
+
+
+@pytest.mark.parametrize("name", sorted(GIFS))
+def test_trajectories_have_a_frame_for_every_t(trained, name: str) -> None:
+    """t = 0, 1, ..., 6: seven frames, each different, for six iterations."""
+    with Image.open(trained.path / "figures" / f"{name}.gif") as film:
+        assert film.n_frames == 7
+        assert film.info["loop"] == 0
+        frames = []
+        for index in range(film.n_frames):
+            film.seek(index)
+            frames.append(film.convert("L").tobytes())
+    assert len(set(frames)) == 7
+
+
+def test_error_curves_are_the_results(trained, drawn: list[Figure], tmp_path: Path) -> None:
+    """Lines are the curves of results.json over t = 1, 2, ...; the circle is `best`; references are level.
+
+    A curve that began at t = 0, or a circle at the oracle's t, would show here.
+    """
+    figures.error_curves(trained.results["tasks"], tmp_path)
+    (figure,) = drawn
+    assert len(figure.axes) == 2
+    for axes, values in zip(figure.axes, trained.results["tasks"].values(), strict=True):
+        assert axes.get_xscale() == "log"
+        assert "pixel" in axes.get_ylabel()
+        lines = {line.get_label(): line for line in axes.lines}
+        circles = [line for line in axes.lines if line.get_marker() == "o"]
+        rows = {"bare_attention": "bare self-attention"}
+        if "bare_attention+evidence" in values["models"]:
+            rows["bare_attention+evidence"] = "bare self-attention + evidence"
+        for (name, label), circle in zip(rows.items(), circles, strict=True):
+            entry = values["models"][name]
+            np.testing.assert_array_equal(lines[label].get_xdata(), np.arange(1, 7))
+            np.testing.assert_array_equal(lines[label].get_ydata(), entry["mse"])
+            assert [circle.get_xdata()[0], circle.get_ydata()[0]] == [
+                entry["best"]["t"],
+                entry["best"]["mse"],
+            ]
+        for name, label in (("memory", "softmax memory"), ("regression", "linear regression")):
+            np.testing.assert_array_equal(lines[label].get_ydata(), values["models"][name]["mse"] * 2)
+
+
+def test_overlap_curves_are_means_over_images(drawn: list[Figure], tmp_path: Path) -> None:
+    """Lines are means over images against t = 0, 1, ...: train solid, test dashed, in one colour."""
+    generator = torch.Generator().manual_seed(0)
+    curves = {"net": {name: torch.rand(5, 4, generator=generator) for name in ("training", "test")}}
+    figures.overlap_curves(curves, tmp_path, corruption="noisy")
+    (axes,) = drawn[0].axes
+    assert len(axes.lines) == 2
+    for line, (name, values) in zip(axes.lines, curves["net"].items(), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 3])
+        np.testing.assert_allclose(line.get_ydata(), values.mean(0).numpy())
+        assert line.get_label() == f"net, {name}"
+    assert axes.lines[0].get_color() == axes.lines[1].get_color()
+    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
+
+
+def test_a_grid_shows_the_trajectory(trained, drawn: list[Figure], tmp_path: Path) -> None:
+    """Columns original, corrupted, t = 1, t = 5, reference, with those pixels; visible ones put back.
+
+    A state beside the wrong t would illustrate something that did not happen.
+    """
+    from attractor.baselines import TrainingMean
+    from attractor.images import Masked, synthetic
+
+    splits, run = synthetic(), load_run(trained.path)
+    (batch,) = corruptions(Masked(patch=2), splits.test[:3], seed=0, batch_size=3)
+    recall = Recall(run.network, run.choices["masked"]["bare_attention"].retrieval)
+    reference = ("training mean", TrainingMean(splits.train))
+    portraits.retrieval_grid(
+        recall, reference, batch, tmp_path, name="grid", steps=6, heading="head", rows=2
+    )
+    cells = np.array(drawn[0].axes).reshape(2, -1)
+    titles = [axes.get_title() for axes in cells[0]]
+    assert titles == ["original", "corrupted", "$t=1$", "$t=5$", "training mean"]
+    states = recall.reconstruct(portraits.first_images(batch, 2))
+    curve = [next(states) for _ in range(5)]
+    for column, state in ((2, curve[0]), (3, curve[4])):
+        for row in range(2):
+            shown = np.asarray(cells[row, column].images[0].get_array())
+            expected = torch.where(batch.pixel_mask[row], state[row], batch.original[row])
+            np.testing.assert_allclose(shown, expected[0].numpy(), atol=1e-6)
+    seen = np.asarray(cells[0, 1].images[0].get_array())
+    assert (seen[batch.pixel_mask[0, 0].numpy()] == 0.5).all(), "hidden pixels are grey, not black"
+
+
+def test_couplings_are_those_of_the_named_neighbours(trained, drawn: list[Figure], tmp_path: Path) -> None:
+    """The panel at (down, right) shows J_ij of that token j, on one scale that is symmetric about 0."""
+    network = load_run(trained.path).network
+    portraits.coupling_matrices(network, tmp_path)
+    weights = network.energy.couplings.couplings
+    panels = [axes for axes in drawn[0].axes if axes.images and "," in axes.get_title()]
+    assert len(panels) >= 7
+    scales = set()
+    for axes in panels:
+        down, right = (int(part) for part in axes.get_title().split(","))
+        i, j = 2 * 4 + 2, (2 + down) * 4 + (2 + right)
+        np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), weights[i, j].numpy())
+        scales.add(axes.images[0].get_clim())
+    ((low, high),) = scales
+    assert low == -high
