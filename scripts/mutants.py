@@ -46,8 +46,20 @@ MUTANTS = [
     # energies
     Mutant(
         "energies.py",
-        "_put(energy, block, -torch.logsumexp(self._scores(block), 1) / self.inverse_temperature, rows)",
-        "_put(energy, block, torch.logsumexp(self._scores(block), 1) / self.inverse_temperature, rows)",
+        "mixed -= block.precision * block.own",
+        "mixed += block.precision * block.own",
+        "force: the penalty of an observation pushes outwards",
+    ),
+    Mutant(
+        "measures.py",
+        "shrinkage = torch.log1p(observed / eigenvalues).sum(-1)",
+        "shrinkage = torch.log1p(observed * eigenvalues).sum(-1)",
+        "Gaussian: det(I + p P) for det(I + p P^-1)",
+    ),
+    Mutant(
+        "energies.py",
+        "_put(energy, block, -log_sum / self.inverse_temperature, rows)\n        return energy.T\n\n    def attention",
+        "_put(energy, block, log_sum / self.inverse_temperature, rows)\n        return energy.T\n\n    def attention",
         "energy: lost minus sign",
     ),
     Mutant(
@@ -70,8 +82,8 @@ MUTANTS = [
     ),
     Mutant(
         "energies.py",
-        "self._scores(block).logsumexp(1) - psi.logsumexp(1)",
-        "self._scores(block).logsumexp(1) - psi.amax(1)",
+        "log_sum - psi.logsumexp(1)",
+        "log_sum - psi.amax(1)",
         "log p: the partition of the best source alone",
     ),
     Mutant(
@@ -118,8 +130,8 @@ MUTANTS = [
     ),
     Mutant(
         "energies.py",
-        "precision = precision[block.start : block.stop, None, None]",
-        "precision = precision[: len(block), None, None]",
+        "observed = precisions[block.start : block.stop, None, None]",
+        "observed = precisions[: len(block), None, None]",
         "evidence: the precision of the first rows, for every block",
     ),
     Mutant(
@@ -186,8 +198,8 @@ MUTANTS = [
     ),
     Mutant(
         "measures.py",
-        "return (rotated * rotated * gain).sum(-1) / 2, gain",
-        "return (rotated * rotated * gain).sum(-1), gain",
+        "return ((rotated * rotated * gain).sum(-1) - shrinkage) / 2, gain",
+        "return (rotated * rotated * gain).sum(-1) - shrinkage / 2, gain",
         "Gaussian: psi without its 1/2",
     ),
     Mutant(

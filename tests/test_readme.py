@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 
 def small(command: str, *, first: bool) -> list[str]:
-    """The command in this interpreter, with overrides that make it small; the first draws and tracks too."""
+    """The command in this interpreter, made small; the first one draws and tracks too."""
     words = shlex.split(command)
     program = words.index("run") + 1
     script, arguments = words[program], words[program + 1 :]

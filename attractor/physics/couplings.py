@@ -79,7 +79,7 @@ class _PairCouplings(Couplings):
         if diagonal.count_nonzero():
             row = int(diagonal.abs().amax((0, 1)).argmax())
             raise ValueError(f"couplings[{row}, {row}] is not zero: a token is no source of its own field")
-        self._couplings = self._stored(value)
+        self._couplings = self._stored(value.detach())
 
     @abstractmethod
     def _stored(self, value: Tensor) -> Tensor:

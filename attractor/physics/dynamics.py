@@ -221,6 +221,7 @@ def run(
     `map` is `Attention()` unless given. `record(t, x)` is called for t = 0, 1, ... and what it returns is
     kept. The run stops early when the largest change of a component is at most `tolerance`, against the
     last state (a fixed point) or the one before (a cycle of period two). Maps that draw are never done.
+    Every image is computed until the run stops, so the trajectory is exact.
     Raises ValueError for shapes that do not fit, before any iteration.
     """
     if steps < 1:

@@ -39,8 +39,8 @@ class Evidence:
     """What is known of the tokens beside their conditionals.
 
     field (B, N, D): a natural parameter, y_i/sigma^2 for an observation y_i with noise variance sigma^2.
-    precision: 1/sigma^2, a number or one for each token (N,). Only the Gaussian measure needs it; where
-    the norm of a token is fixed it is a constant and drops out.
+    precision: 1/sigma^2, a number or one for each token (N,); every density gains a factor
+    exp(-precision |x_i|^2/2). Where the norm of a token is fixed that is a constant, and is left out.
     """
 
     field: Tensor
@@ -54,7 +54,7 @@ class _Block:
     own: Tensor  # (R, D, B) x_i
     natural: Tensor  # (R, S, D, B) h_is
     presynaptic: Tensor  # (N, B, D) x_j
-    precision: Tensor | float  # of the evidence, (R, 1, 1)
+    precision: Tensor  # (R, 1, 1) of the evidence
 
 
 class LocalEnergy:
@@ -82,7 +82,8 @@ class LocalEnergy:
         rows = self._rows(rows)
         energy = x.new_empty(len(rows), len(x))
         for block in self._blocks(x, rows, evidence):
-            _put(energy, block, -torch.logsumexp(self._scores(block), 1) / self.inverse_temperature, rows)
+            log_sum = torch.logsumexp(self._scores(block), 1) - self._penalty(block)
+            _put(energy, block, -log_sum / self.inverse_temperature, rows)
         return energy.T
 
     def attention(self, x: Tensor, *, rows: range | None = None) -> Tensor:
@@ -100,6 +101,8 @@ class LocalEnergy:
         for block in self._blocks(x, rows, evidence):
             attention = torch.softmax(self._scores(block), 1)
             mixed = (block.natural * attention.unsqueeze(2)).sum(1)
+            if not self.measure.fixed_norm:
+                mixed -= block.precision * block.own  # the derivative of the penalty
             _put(force, block, mixed / self.inverse_temperature, rows)
         return force.movedim(-1, 0)
 
@@ -133,7 +136,8 @@ class LocalEnergy:
         logarithm = x.new_empty(len(rows), len(x))
         for block in self._blocks(x, rows, evidence):
             psi, _ = self._log_normalisers(block)
-            _put(logarithm, block, self._scores(block).logsumexp(1) - psi.logsumexp(1), rows)
+            log_sum = self._scores(block).logsumexp(1) - self._penalty(block)
+            _put(logarithm, block, log_sum - psi.logsumexp(1), rows)
         return logarithm.T
 
     def sample_conditional(
@@ -150,9 +154,12 @@ class LocalEnergy:
         for block in self._blocks(x, rows, evidence):
             prior = torch.softmax(self._log_normalisers(block)[0], 1)  # (R, S, B)
             flat = prior.transpose(1, 2).reshape(-1, prior.shape[1])
+            # where the state has overflowed any source will do: its field is not finite, nor is the draw
+            flat = torch.where(flat.isfinite().all(1, keepdim=True), flat, 1.0)
             source = torch.multinomial(flat, 1, generator=generator).view(len(block.rows), 1, 1, -1)
             chosen = block.natural.take_along_dim(source, 1).squeeze(1).movedim(1, -1)  # (R, B, D)
-            drawn = self.measure.sample(chosen, generator=generator)
+            precision = block.precision.squeeze(-1)  # (R, 1)
+            drawn = self.measure.sample(chosen, generator=generator, precision=precision)
             _put(sample, block, drawn.movedim(-1, 1), rows)
         return sample.movedim(-1, 0)
 
@@ -193,7 +200,12 @@ class LocalEnergy:
         return energy.T
 
     def _rows(self, rows: range | None) -> range:
-        return range(self.couplings.tokens) if rows is None else rows
+        every = range(self.couplings.tokens)
+        if rows is None:
+            return every
+        if rows.step != 1 or not 0 <= rows.start <= rows.stop <= every.stop:
+            raise ValueError(f"rows are {rows}, expected a range of step 1 within {every}")
+        return rows
 
     def _blocks(self, x: Tensor, rows: range, evidence: Evidence | None = None) -> Iterator[_Block]:
         n, d = self.couplings.tokens, self.couplings.dim
@@ -202,6 +214,12 @@ class LocalEnergy:
         if evidence is not None and evidence.field.shape != x.shape:
             shapes = f"{tuple(evidence.field.shape)}, the tokens {tuple(x.shape)}"
             raise ValueError(f"the field of the evidence has shape {shapes}")
+        precision = 0.0 if evidence is None else evidence.precision
+        precisions = torch.as_tensor(precision, dtype=x.dtype, device=x.device)
+        if precisions.shape not in ((), (n,)):
+            given = tuple(precisions.shape)
+            raise ValueError(f"the precision of the evidence has shape {given}, expected () or (N,) = ({n},)")
+        precisions = precisions.expand(n)
         for first in range(0, len(x), _BLOCK_IMAGES):
             images = slice(first, min(first + _BLOCK_IMAGES, len(x)))
             tokens = x[images].permute(1, 2, 0).contiguous()  # (N, D, B)
@@ -213,21 +231,25 @@ class LocalEnergy:
                 natural = self.couplings.fields(tokens, block)
                 if self.inverse_temperature != 1:
                     natural *= self.inverse_temperature
-                precision: Tensor | float = 0.0
                 if evidence is not None:
                     field = evidence.field[images, block.start : block.stop]
                     natural += field.permute(1, 2, 0).unsqueeze(1)
-                    precision = evidence.precision
-                    if isinstance(precision, Tensor) and precision.dim():
-                        precision = precision[block.start : block.stop, None, None]
                 own = tokens[block.start : block.stop]
-                yield _Block(block, images, own, natural, presynaptic, precision)
+                observed = precisions[block.start : block.stop, None, None]
+                yield _Block(block, images, own, natural, presynaptic, observed)
 
     def _scores(self, block: _Block) -> Tensor:
         """x_i . h_is (R, S, B), -inf where there is no source."""
         scores = (block.natural * block.own.unsqueeze(1)).sum(2)
         self.couplings.exclude(scores, block.rows)
         return scores
+
+    def _penalty(self, block: _Block) -> Tensor | float:
+        """precision |x_i|^2/2 (R, B), what an observation costs beside its field; 0 for a fixed norm."""
+        if self.measure.fixed_norm:
+            return 0.0
+        squared: Tensor = (block.own * block.own).sum(1) / 2
+        return squared * block.precision.squeeze(-1)
 
     def _log_normalisers(self, block: _Block) -> tuple[Tensor, Tensor]:
         """psi(h_is) (R, S, B), -inf where there is no source, and the gain that gives grad psi."""

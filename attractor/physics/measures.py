@@ -22,9 +22,15 @@ from attractor.physics.bessel import log_normaliser_and_gain
 
 
 class Measure(Protocol):
-    """What the energies and the dynamics ask of a spin measure. Shapes: h (..., D) along `dim`."""
+    """What the energies and the dynamics ask of a spin measure. Shapes: h (..., D) along `dim`.
+
+    `precision`, where it is taken, is that of an observation of x (an evidence), and broadcasts over h
+    without the axis `dim`: the density gains a factor exp(-precision |x|^2/2). It matters only where |x|
+    varies; a measure of fixed norm ignores it.
+    """
 
     dim: int
+    fixed_norm: bool
 
     def log_normaliser(self, h: Tensor, *, dim: int = -1) -> Tensor:
         """psi(h), without the axis `dim`, in nats."""
@@ -37,11 +43,7 @@ class Measure(Protocol):
     def log_normaliser_and_gain(
         self, h: Tensor, *, dim: int = -1, precision: Tensor | float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """psi(h) and the gain that `apply_gain` turns into the mean.
-
-        `precision` is the precision of an observation of x (an evidence): it matters only to measures
-        on which |x| varies. psi is then known up to a constant that does not depend on h.
-        """
+        """psi(h), and the gain that `apply_gain` turns into the mean."""
         ...
 
     def apply_gain(self, h: Tensor, gain: Tensor, weight: Tensor, *, dim: int = -1) -> Tensor:
@@ -52,8 +54,8 @@ class Measure(Protocol):
         """The point of the manifold nearest to x (..., D)."""
         ...
 
-    def sample(self, h: Tensor, *, generator: Generator) -> Tensor:
-        """One draw from exp(x . h - psi(h)) dmu(x) for each h (..., D)."""
+    def sample(self, h: Tensor, *, generator: Generator, precision: Tensor | float = 0.0) -> Tensor:
+        """One draw from exp(x . h - psi(h)) dmu(x) for each h (..., D); NaN where h is not finite."""
         ...
 
 
@@ -62,6 +64,8 @@ class Sphere:
 
     psi(h) = log[Gamma(D/2) (2/k)^(D/2-1) I_{D/2-1}(k)],  k = |h|;   mean(h) = I_{D/2}(k)/I_{D/2-1}(k) h/k.
     """
+
+    fixed_norm = True
 
     def __init__(self, dim: int) -> None:
         """`dim` is D >= 2; D = 1 would be an Ising spin, which has no angle."""
@@ -87,7 +91,7 @@ class Sphere:
         """x/|x|; the zero vector, which has no nearest point, stays zero."""
         return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
 
-    def sample(self, h: Tensor, *, generator: Generator) -> Tensor:
+    def sample(self, h: Tensor, *, generator: Generator, precision: Tensor | float = 0.0) -> Tensor:
         """Wood's rejection sampler: exact, for every k >= 0 and D >= 2.
 
         The cosine w = x . h/k has density (1 - w^2)^((D-3)/2) exp(k w); it is drawn from the envelope
@@ -101,8 +105,8 @@ class Sphere:
         b = a / (torch.sqrt(4 * k * k + a * a) + 2 * k)
         gap0 = 2 * b / (1 + b)  # 1 - x0, with x0 = (1 - b)/(1 + b)
         constant = -k * gap0 + a * torch.log(gap0 * (2 - gap0))
-        gap = torch.empty_like(k)  # 1 - w
-        waiting = torch.arange(len(k), device=k.device)
+        gap = torch.full_like(k, torch.nan)  # 1 - w
+        waiting = torch.isfinite(k).nonzero().squeeze(1)
         while len(waiting):
             kw, bw, gw = k[waiting], b[waiting], gap0[waiting]
             z = _beta_half(a, len(waiting), like=k, generator=generator)
@@ -119,7 +123,7 @@ class Sphere:
         tangent = torch.nn.functional.normalize(tangent, dim=-1)
         sine = torch.sqrt(gap * (2 - gap))
         x = torch.where(
-            (k > 0).unsqueeze(-1),
+            (k != 0).unsqueeze(-1),
             (1 - gap).unsqueeze(-1) * axis + sine.unsqueeze(-1) * tangent,
             torch.nn.functional.normalize(noise, dim=-1),
         )
@@ -132,6 +136,8 @@ class Circles:
     psi(h) = sum_k log I_0(|h_k|/sqrt K);   mean(h)_k = I_1/I_0(|h_k|/sqrt K) h_k/(|h_k| sqrt K).
     Components 2k and 2k+1 form circle k, as `images.patches` lays out pixels.
     """
+
+    fixed_norm = True
 
     def __init__(self, circles: int) -> None:
         """`circles` is K >= 1: one for each pixel and channel of a patch."""
@@ -167,7 +173,7 @@ class Circles:
         pairs: Tensor = x.unflatten(-1, (self.circles, 2))
         return self._circle.project(pairs).flatten(-2) / math.sqrt(self.circles)
 
-    def sample(self, h: Tensor, *, generator: Generator) -> Tensor:
+    def sample(self, h: Tensor, *, generator: Generator, precision: Tensor | float = 0.0) -> Tensor:
         pairs: Tensor = h.unflatten(-1, (self.circles, 2)) / math.sqrt(self.circles)
         return self._circle.sample(pairs, generator=generator).flatten(-2) / math.sqrt(self.circles)
 
@@ -175,9 +181,11 @@ class Circles:
 class Gaussian:
     """R^D with density N(0, P^-1); with a natural parameter: N(P^-1 h, P^-1).
 
-    psi(h) = h^T P^-1 h / 2;   mean(h) = P^-1 h. An observation of precision p (a number, or one for each
-    token) turns P into P + p I, in both.
+    psi(h) = h^T P^-1 h / 2;   mean(h) = P^-1 h. An observation of precision p turns P into P + p I in both,
+    and adds log(det P / det(P + p I))/2 to psi.
     """
+
+    fixed_norm = False
 
     def __init__(self, dim: int, *, precision: Tensor | None = None) -> None:
         """`precision` is P (D, D), symmetric positive definite; the identity unless given."""
@@ -204,11 +212,13 @@ class Gaussian:
     def log_normaliser_and_gain(
         self, h: Tensor, *, dim: int = -1, precision: Tensor | float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """`precision` broadcasts over h without the axis `dim`. The gain lives in the eigenbasis of P."""
-        observed = torch.as_tensor(precision, dtype=h.dtype, device=h.device)
-        gain = 1 / (self._eigenvalues.to(h) + observed.unsqueeze(-1))
+        """The gain lives in the eigenbasis of P."""
+        eigenvalues = self._eigenvalues.to(h)
+        observed = torch.as_tensor(precision, dtype=h.dtype, device=h.device).unsqueeze(-1)
+        gain = 1 / (eigenvalues + observed)
         rotated = h.movedim(dim, -1) @ self._eigenvectors.to(h)
-        return (rotated * rotated * gain).sum(-1) / 2, gain
+        shrinkage = torch.log1p(observed / eigenvalues).sum(-1)
+        return ((rotated * rotated * gain).sum(-1) - shrinkage) / 2, gain
 
     def apply_gain(self, h: Tensor, gain: Tensor, weight: Tensor, *, dim: int = -1) -> Tensor:
         basis = self._eigenvectors.to(h)
@@ -219,10 +229,12 @@ class Gaussian:
         """Every vector is a state."""
         return x
 
-    def sample(self, h: Tensor, *, generator: Generator) -> Tensor:
+    def sample(self, h: Tensor, *, generator: Generator, precision: Tensor | float = 0.0) -> Tensor:
+        _, gain = self.log_normaliser_and_gain(h, precision=precision)
+        one = torch.ones((), dtype=h.dtype, device=h.device)
         noise = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
-        spread: Tensor = (noise / self._eigenvalues.to(h).sqrt()) @ self._eigenvectors.to(h).T
-        return self.mean(h) + spread
+        spread: Tensor = (noise * gain.sqrt()) @ self._eigenvectors.to(h).T
+        return self.apply_gain(h, gain, one, dim=-1) + spread
 
 
 def _beta_half(a: int, size: int, *, like: Tensor, generator: Generator) -> Tensor:

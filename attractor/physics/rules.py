@@ -111,7 +111,7 @@ class EnergyDescent(IterativeRule):
         norms = {name: _row_norms(weight) for name, weight in energy.couplings.weights.items()}
         for name, norm in norms.items():
             if not norm.all():
-                row = int((norm == 0).nonzero()[0])
+                row = int((norm.flatten() == 0).nonzero()[0])
                 raise ValueError(
                     f"energy descent cannot start from zero couplings, and row {row} of the {name} is "
                     "zero; draw a small random start with random_start(couplings, scale, generator=...)"

@@ -97,7 +97,7 @@ def tiny() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def make_raw() -> Callable[..., DictConfig]:
-    """A function that composes conf/ as train.py does: make_raw(*overrides, name="config")."""
+    """A function that composes conf/ as train.py does, or with name="evaluate" as evaluate.py does."""
 
     def make(*overrides: str, name: str = "config") -> DictConfig:
         register()
@@ -126,9 +126,7 @@ def make_comparison(make_raw: Callable[..., DictConfig]) -> Callable[..., Compar
     def make(runs: list[Path], *overrides: str) -> CompareConfig:
         folders = ",".join(str(run) for run in runs)
         small = ("images=9", "steps=6", "batch_size=4", "wandb=disabled", "figures=false")
-        config: CompareConfig = typed(
-            make_raw(f"runs=[{folders}]", *small, *overrides, name="evaluate")
-        )
+        config: CompareConfig = typed(make_raw(f"runs=[{folders}]", *small, *overrides, name="evaluate"))
         validate_comparison(config)
         return config
 
@@ -139,7 +137,7 @@ def make_comparison(make_raw: Callable[..., DictConfig]) -> Callable[..., Compar
 def train_run(
     make_raw: Callable[..., DictConfig], make_config: Callable[..., Config]
 ) -> Callable[..., Run]:
-    """A function that trains in this process: train_run(folder, *overrides)."""
+    """A function that trains in this process, into a folder, with overrides on top of TINY."""
 
     def run(path: Path, *overrides: str) -> Run:
         given = (*TINY, f"folder={path}", *overrides)
@@ -168,7 +166,7 @@ def splits() -> ImageSplits:
 
 @pytest.fixture
 def make_network(splits: ImageSplits) -> Callable[..., AttractorNetwork]:
-    """A function that builds a network for `splits`: make_network(scale=0.0, measure="sphere")."""
+    """A function that builds a network for `splits`; random couplings if their `scale` is given."""
 
     def make(*, scale: float = 0.0, measure: str = "sphere", seed: int = 0) -> AttractorNetwork:
         config = ModelConfig(

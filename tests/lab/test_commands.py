@@ -24,10 +24,12 @@ def environment() -> dict[str, str]:
 def command(root: Path, tiny: tuple[str, ...]) -> Command:
     """A function that runs train.py, small, from the root of the repository."""
 
-    def run(*overrides: str, script: str = "train.py") -> "subprocess.CompletedProcess[str]":
+    def run(
+        *overrides: str, script: str = "train.py", flags: tuple[str, ...] = ()
+    ) -> "subprocess.CompletedProcess[str]":
         small = tiny if script == "train.py" else ()
         return subprocess.run(
-            [sys.executable, script, *small, *overrides],
+            [sys.executable, script, *flags, *small, *overrides],
             cwd=root,
             env=environment(),
             capture_output=True,
@@ -92,9 +94,7 @@ def test_a_patch_that_does_not_divide_exits_with_2(command: Command, tmp_path: P
     """One line that names what was given and what would do; no traceback, no folder."""
     done = command("model.patch=3", f"folder={tmp_path / 'run'}")
     assert done.returncode == 2
-    assert done.stderr.strip() == (
-        "error: patch size 3 does not divide image side 8; use 1, 2, 4 or 8"
-    )
+    assert done.stderr.strip() == ("error: patch size 3 does not divide image side 8; use 1, 2, 4 or 8")
     assert not (tmp_path / "run").exists()
 
 
@@ -118,8 +118,8 @@ def test_missing_data_exits_with_6(command: Command, tmp_path: Path) -> None:
 def test_non_finite_couplings_exit_with_3(command: Command, tmp_path: Path) -> None:
     """Step and row are named, the status is failed, and the last good checkpoint stays.
 
-    A negative decay in disguise: at rate 1 every weight is multiplied by about -1e10 in each step, so the
-    first couplings are finite and the later ones are not.
+    With this decay every weight is multiplied by about -1e10 in each step: the first couplings are
+    finite, those of the fifth are not.
     """
     folder = tmp_path / "run"
     done = command(
@@ -179,7 +179,7 @@ def test_sigterm_exits_with_143(root: Path, tiny: tuple[str, ...], tmp_path: Pat
 
 def test_a_multirun_makes_a_folder_for_each_job(command: Command, tmp_path: Path) -> None:
     """-m with one job that fails: the others finish, every folder says how it went, the exit code is 1."""
-    done = command("-m", "seed=0,1", "model.patch=2,3", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = command("seed=0,1", "model.patch=2,3", f"hydra.sweep.dir={tmp_path / 'sweep'}", flags=("-m",))
     assert done.returncode == 1
     ends = {}
     for folder in (tmp_path / "sweep").iterdir():
@@ -217,9 +217,7 @@ def test_a_damaged_checkpoint_exits_with_4(trained, command: Command, tmp_path: 
     shutil.copytree(trained.path, copy)
     for weights in copy.glob("checkpoints/*/weights.safetensors"):
         weights.write_bytes(weights.read_bytes()[:-1])
-    done = command(
-        f"runs=[{copy}]", f"folder={tmp_path / 'eval'}", "wandb=disabled", script="evaluate.py"
-    )
+    done = command(f"runs=[{copy}]", f"folder={tmp_path / 'eval'}", "wandb=disabled", script="evaluate.py")
     assert done.returncode == 4
     assert "is damaged" in done.stderr
     assert str(copy) in done.stderr

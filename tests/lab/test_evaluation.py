@@ -79,9 +79,7 @@ def test_every_model_sees_the_same_corruption(task: Masked | Denoise, splits: Im
     Without that, paired errors are not paired, and a model may be lucky with its noise.
     """
     first, second, other = Listener(), Listener(), Listener()
-    evaluate(
-        {"a": first, "b": second}, corruptions(task, splits.test, seed=0, batch_size=4), steps=1
-    )
+    evaluate({"a": first, "b": second}, corruptions(task, splits.test, seed=0, batch_size=4), steps=1)
     evaluate({"c": other}, corruptions(task, splits.test, seed=0, batch_size=9), steps=1)
     whole = other.seen[0]
     for listener in (first, second):

@@ -24,7 +24,9 @@ from attractor.physics import NonFiniteError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def status(folder: RunFolder) -> dict[str, Any]:
@@ -159,13 +161,16 @@ def test_sigterm_ends_the_job(tmp_path: Path) -> None:
     """
     folder = RunFolder(tmp_path / "run", "")
     before = signal.getsignal(signal.SIGTERM)
-    reached = False
-    with pytest.raises(Terminated), folder.job():
+    reached = []
+
+    def body() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        for _ in range(1000):  # the handler runs between two bytecodes
-            pass
-        reached = True
-    assert not reached
+        reached.extend(range(1000))  # the handler runs between two bytecodes
+        reached.append("the end")
+
+    with pytest.raises(Terminated), folder.job():
+        body()
+    assert "the end" not in reached
     assert signal.getsignal(signal.SIGTERM) is before
     after = status(folder)
     assert (after["status"], after["exit_code"]) == ("killed", 143)
@@ -206,9 +211,12 @@ def test_a_disk_too_full_for_the_status_is_an_output_error(
     def full(name: str, value: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OutputError, match="No space left"), folder.job():
+    def body() -> None:
         monkeypatch.setattr(folder, "write_json", full)
         folder.write_json("results.json", {})
+
+    with pytest.raises(OutputError, match="No space left"), folder.job():
+        body()
 
 
 def test_the_first_error_is_the_one_that_is_reported(
@@ -220,9 +228,12 @@ def test_the_first_error_is_the_one_that_is_reported(
     def full(name: str, value: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(NonFiniteError, match="at step 3"), folder.job():
+    def body() -> None:
         monkeypatch.setattr(folder, "write_json", full)
         raise NonFiniteError("at step 3")
+
+    with pytest.raises(NonFiniteError, match="at step 3"), folder.job():
+        body()
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -28,9 +28,7 @@ def tasks() -> dict[str, Any]:
                 "training_mean": {"mse": [0.0675]},
                 "bare_attention": curve(0.05, 0.04, 0.03, t=2),
             },
-            "differences": {
-                "bare_attention": {"training_mean": {"mse": -0.0275, "standard_error": 0.001}}
-            },
+            "differences": {"bare_attention": {"training_mean": {"mse": -0.0275, "standard_error": 0.001}}},
         },
         "denoise": {
             "models": {
@@ -163,9 +161,7 @@ def test_a_run_says_what_it_is_and_where(trained) -> None:
     assert lines[0] == (
         "bare self-attention on synthetic: 8x8 images, 2x2 patches, N=16 tokens of D=8, 15,360 couplings"
     )
-    assert lines[1] == (
-        "rule: exact pseudo-likelihood (local, no backpropagation)   device: cpu, 1 thread"
-    )
+    assert lines[1] == ("rule: exact pseudo-likelihood (local, no backpropagation)   device: cpu, 1 thread")
     names = ("bare self-attention", "training mean", "linear regression", "softmax memory")
     places = [trained.output.index(f"  {name} ") for name in names]
     assert places == sorted(places)

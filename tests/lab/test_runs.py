@@ -55,9 +55,10 @@ def test_results_follow_their_schema(trained) -> None:
         "patch": 2,
         "seed": 0,
     }
-    assert results["cost"].keys() == {"train_seconds", "steps", "parameters", "peak_memory_mb"}
+    assert results["cost"].keys() >= {"train_seconds", "steps", "parameters", "peak_memory_mb"}
     assert 0 < results["cost"]["train_seconds"] < 60
-    assert results["cost"]["steps"] in (2, 4, 6)
+    assert results["cost"]["steps"] == 6
+    assert results["cost"]["selected_step"] in (2, 4, 6)
     assert results["cost"]["parameters"] == 16 * 15 * 8 * 8
     assert 50 < results["cost"]["peak_memory_mb"] < 20_000
     assert results["pseudo_likelihood"].keys() == {"train", "test"}
@@ -141,7 +142,7 @@ def test_load_run_needs_no_data(
     model = load_run(trained.path)
     assert model.reconstruct(images).shape == images.shape
     assert model.reconstruct(images, mask).shape == images.shape
-    assert model.step == trained.results["cost"]["steps"]
+    assert model.step == trained.results["cost"]["selected_step"]
     assert model.config == trained.config
 
 
@@ -177,8 +178,10 @@ def test_reconstruct_is_the_trajectory_at_t(
     choice = loaded.choice("masked")
     t = steps or choice.retrieval.steps
     *_, expected = islice(Recall(loaded.network, choice.retrieval).reconstruct(seen), t)
-    assert torch.equal(loaded.reconstruct(images, mask, steps=steps)[hidden.expand_as(images)],
-                       expected[hidden.expand_as(images)])
+    assert torch.equal(
+        loaded.reconstruct(images, mask, steps=steps)[hidden.expand_as(images)],
+        expected[hidden.expand_as(images)],
+    )
 
 
 def test_the_best_row_of_a_task_is_used(loaded) -> None:
@@ -237,7 +240,7 @@ def test_steps_and_tasks_that_do_not_exist_are_refused(loaded, images: torch.Ten
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         loaded.reconstruct(images, steps=0)
     masked_only = replace(loaded, choices={"masked": loaded.choices["masked"]})
-    with pytest.raises(ConfigError, match="no retrieval for 'denoise', only for masked.*task=both"):
+    with pytest.raises(ConfigError, match=r"no retrieval for 'denoise', only for masked.*task=both"):
         masked_only.reconstruct(images)
 
 
@@ -269,11 +272,31 @@ def test_evaluate_reproduces_a_run_exactly(trained, make_comparison, tmp_path: P
     assert json.loads((folder.path / "status.json").read_text())["status"] == "done"
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["rule=hebb"], ["model=hopfield", "rule=ridge"], ["rule=energy_descent"]],
+    ids=lambda overrides: overrides[-1],
+)
+def test_every_rule_is_loaded_as_it_was_evaluated(
+    overrides: list[str], train_run: TrainRun, make_comparison, tmp_path: Path
+) -> None:
+    """Whatever the rule, evaluate.py reproduces the run: the checkpoint holds the couplings of the results.
+
+    A rule that puts a new tensor in the place of the couplings, while the old one is saved, leaves a
+    checkpoint of zeros, and a loaded run that was never trained.
+    """
+    run = train_run(tmp_path / "run", *overrides)
+    assert all(weight.any() for weight in load_run(run.path).network.energy.couplings.weights.values())
+    folder = RunFolder(tmp_path / "eval", "")
+    compare(make_comparison([run.path], f"folder={folder.path}"), folder)
+    assert json.loads((folder.path / "results.json").read_text())["tasks"] == run.results["tasks"]
+
+
 def test_two_runs_share_a_table(
     trained, train_run: TrainRun, make_comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows are called run/model; each has the numbers of its own run, with the paired difference between."""
-    other = train_run(tmp_path / "second", "model=hopfield", "rule=ridge", "dynamics.inertias=[0.0,0.1]")
+    """Rows are called run/model; each has the numbers of its own run, with paired differences."""
+    other = train_run(tmp_path / "second", "model=hopfield", "dynamics.inertias=[0.0,0.1]")
     folder = RunFolder(tmp_path / "eval", "")
     compare(make_comparison([trained.path, other.path], f"folder={folder.path}"), folder)
     results = json.loads((folder.path / "results.json").read_text())
@@ -293,9 +316,7 @@ def test_two_runs_share_a_table(
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_fewer_iterations_than_the_chosen_t(
-    trained, make_comparison, steps: int, tmp_path: Path
-) -> None:
+def test_fewer_iterations_than_the_chosen_t(trained, make_comparison, steps: int, tmp_path: Path) -> None:
     """evaluate.py with fewer steps than a chosen t says so (ConfigError) or evaluates: no IndexError.
 
     The run is copied with a t of 6 for every row, so that the curve is certainly too short.
@@ -314,7 +335,7 @@ def test_fewer_iterations_than_the_chosen_t(
 
 
 def test_runs_that_cannot_be_compared_are_refused(loaded) -> None:
-    """Other data, validation images, patch or task: ConfigError with both values, since errors mean else."""
+    """Other data, validation images, patch or task: ConfigError, with both values."""
     config = loaded.config
     others = {
         "data.name=synthetic, .*digits": replace(config, data=replace(config.data, name="digits")),
@@ -334,7 +355,5 @@ def test_a_run_given_twice_is_refused(trained, make_comparison, again: str, tmp_
     """ConfigError before any work: two rows of one run look like a result, and are none."""
     folder = RunFolder(tmp_path / "eval", "")
     with pytest.raises(ConfigError, match="given twice"):
-        compare(
-            make_comparison([trained.path, trained.path / again], f"folder={folder.path}"), folder
-        )
+        compare(make_comparison([trained.path, trained.path / again], f"folder={folder.path}"), folder)
     assert not folder.path.exists()

@@ -1,13 +1,17 @@
 """Training: what `fit` draws and yields, and which couplings early stopping keeps."""
 
 from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from attractor.images import ImageSplits, from_patches, to_pixels
-from attractor.lab.network import AttractorNetwork
+from attractor.lab.config import MapName
+from attractor.lab.network import AttractorNetwork, Retrieval
+from attractor.lab.selection import Choice
 from attractor.lab.training import EarlyStopping, Step, fit
 from attractor.physics import (
     SGD,
@@ -92,9 +96,7 @@ def test_training_learns(make_network: MakeNetwork, splits: ImageSplits) -> None
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(3, 3), (10, 1), (64, 1)])
-def test_epochs_draw_without_replacement(
-    batch_size: int, batches: int, make_network: MakeNetwork
-) -> None:
+def test_epochs_draw_without_replacement(batch_size: int, batches: int, make_network: MakeNetwork) -> None:
     """Within an epoch no image is drawn twice, batches are full, and epochs come in different orders.
 
     A batch larger than the data set is the data set. Drawing with replacement would repeat an image in
@@ -107,7 +109,8 @@ def test_epochs_draw_without_replacement(
         (network.encoding.decode(x)[:, 0, 0, 0] * 255 / 25).round().int().tolist() for x in rule.tokens
     ]
     assert {len(batch) for batch in drawn} == {min(batch_size, 10)}
-    epochs = [sum(drawn[start : start + batches], []) for start in range(0, 4 * batches, batches)]
+    starts = range(0, 4 * batches, batches)
+    epochs = [list(chain.from_iterable(drawn[start : start + batches])) for start in starts]
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch)
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -258,12 +261,14 @@ def test_a_non_finite_validation_is_never_the_best(bad: float) -> None:
 
 
 def test_a_run_without_any_finite_validation_is_non_finite(
-    train_run: Callable[..., object], tmp_path
+    train_run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Couplings that are finite but retrieve only NaN end the run with NonFiniteError, exit code 3.
 
     Nothing was kept that could be restored; a KeyError would be an unexpected error, with exit code 1.
+    `choose` answers as it does when nothing is finite (test_only_nan_has_infinite_error).
     """
-    overrides = ("train.steps=1", "rule.learning_rate=1e30")
+    nothing = Choice(Retrieval(MapName.attention, steps=1), float("inf"))
+    monkeypatch.setattr("train.choose", lambda *given, **settings: nothing)
     with pytest.raises(NonFiniteError):
-        train_run(tmp_path / "run", *overrides)
+        train_run(tmp_path / "run")

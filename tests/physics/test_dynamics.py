@@ -291,9 +291,6 @@ def test_stops_when_the_state_overflows() -> None:
     assert end.steps in (2, 3)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="torch.multinomial refuses NaN before Stop does"
-)
 def test_gibbs_stops_when_the_state_overflows() -> None:
     """The same with draws: the run ends with a Trajectory that says why, not with an error of torch."""
     big = torch.full((1, 1), 1e15)

@@ -104,7 +104,9 @@ def test_gaussian_closed_form(precision: float) -> None:
     solved = torch.linalg.solve(p + precision * torch.eye(5, dtype=torch.float64), h.T).T
     measure = Gaussian(5, precision=p)
     psi, gain = measure.log_normaliser_and_gain(h, precision=precision)
-    torch.testing.assert_close(psi, (h * solved).sum(-1) / 2)
+    observed = p + precision * torch.eye(5, dtype=torch.float64)
+    shrinkage = torch.linalg.slogdet(observed).logabsdet - torch.linalg.slogdet(p).logabsdet
+    torch.testing.assert_close(psi, ((h * solved).sum(-1) - shrinkage) / 2)
     mean = measure.apply_gain(h, gain, torch.ones((), dtype=torch.float64))
     torch.testing.assert_close(mean, solved)
     if not precision:
@@ -122,7 +124,9 @@ def test_gaussian_precision_for_each_token() -> None:
     for i, strength in enumerate(strengths):
         solved = torch.linalg.solve(p + strength * torch.eye(3, dtype=torch.float64), h[i].T).T
         torch.testing.assert_close(mean[i], solved)
-        torch.testing.assert_close(psi[i], (h[i] * solved).sum(-1) / 2)
+        observed = p + strength * torch.eye(3, dtype=torch.float64)
+        shrinkage = torch.linalg.slogdet(observed).logabsdet - torch.linalg.slogdet(p).logabsdet
+        torch.testing.assert_close(psi[i], ((h[i] * solved).sum(-1) - shrinkage) / 2)
 
 
 @pytest.mark.parametrize("measure", MEASURES[:4], ids=NAMES[:4])

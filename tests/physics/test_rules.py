@@ -277,7 +277,6 @@ def test_energy_descent_with_decay(make_system, couplings_name) -> None:
         torch.testing.assert_close(energy.couplings.couplings, moments / 0.5, rtol=0, atol=1e-9)
 
 
-@pytest.mark.xfail(strict=True, reason="int() of the four indices of a (N, 1, 1, 1) norm")
 @pytest.mark.parametrize("decay", [None, 0.1])
 def test_energy_descent_refuses_zero_couplings(couplings_name, make_system, decay) -> None:
     """J = 0 is a saddle where all sources look alike, and a row of norm 0 cannot be rescaled."""
