@@ -58,8 +58,8 @@ MUTANTS = [
     ),
     Mutant(
         "energies.py",
-        "_put(energy, block, -log_sum / self.inverse_temperature, rows)\n        return energy.T\n\n    def attention",
-        "_put(energy, block, log_sum / self.inverse_temperature, rows)\n        return energy.T\n\n    def attention",
+        "_penalty(block)\n            _put(energy, block, -log_sum /",
+        "_penalty(block)\n            _put(energy, block, log_sum /",
         "energy: lost minus sign",
     ),
     Mutant(

@@ -218,7 +218,7 @@ class LocalEnergy:
         precisions = torch.as_tensor(precision, dtype=x.dtype, device=x.device)
         if precisions.shape not in ((), (n,)):
             given = tuple(precisions.shape)
-            raise ValueError(f"the precision of the evidence has shape {given}, expected () or (N,) = ({n},)")
+            raise ValueError(f"the precision of the evidence has shape {given}, expected () or ({n},)")
         precisions = precisions.expand(n)
         for first in range(0, len(x), _BLOCK_IMAGES):
             images = slice(first, min(first + _BLOCK_IMAGES, len(x)))
