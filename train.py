@@ -43,7 +43,7 @@ def train(config: Config, folder: RunFolder) -> float:
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
     # the first inertia is enough to tell couplings apart while they are trained
     candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
-    weights = network.energy.couplings.weights
+    couplings = network.energy.couplings
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     tracker = Tracker(
         config.wandb,
@@ -92,24 +92,24 @@ def train(config: Config, folder: RunFolder) -> float:
                     for task, batch in validation.items()
                 }
                 values |= {f"val/{task}": error for task, error in errors.items()}
-                if stopping.update(step.index, errors, weights):
+                if stopping.update(step.index, errors, couplings.weights):
                     checkpoints.save(
                         folder.checkpoints,
                         checkpoints.Checkpoint(
                             step=step.index,
-                            weights=weights,
+                            weights=couplings.weights,
                             mean=mean,
                             config=settings,
                             validation=errors,
                         ),
                     )
-                bar.set_postfix_str(report.progress(step, errors))
+                bar.set_postfix_str(report.progress(rule, step, errors))
             metrics.write(step.index, values)
             tracker.log(step.index, values)
             if stopping.exhausted:
                 break
         bar.close()
-        stopping.restore(weights)
+        stopping.restore(couplings.weights)
 
         with tqdm(desc="choosing", bar_format="{desc}  {elapsed}  {postfix}") as bar:
             choices = assessment.choose_retrievals(
@@ -148,6 +148,7 @@ def train(config: Config, folder: RunFolder) -> float:
         if config.figures:
             drawn = draw_run(config, network, splits, tasks, references, outcome, results, folder.figures)
             tracker.images(drawn)
+    print(report.scale(results["tasks"], steps=config.eval.steps))
     print(report.table(results["tasks"]))
     seconds = time.perf_counter() - begin
     print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command, seconds=seconds))

@@ -109,21 +109,26 @@ def _measure(config: ModelConfig, encoding: Encoding) -> Measure:
 
 
 def build_rule(config: RuleConfig, network: AttractorNetwork, *, seed: int) -> IterativeRule | OneShotRule:
-    """The rule, with the start that it needs; refuses a start that it cannot use."""
+    """The rule, with the start that it needs; refuses a network that it cannot train."""
     with configuring():
-        match config:
-            case PseudoLikelihoodConfig():
-                return PseudoLikelihood(_optimiser(config), decay=config.decay)
-            case EnergyDescentConfig():
-                generator = Generator().manual_seed(seed)
-                random_start(network.energy.couplings, config.start, generator=generator)
-                rule = EnergyDescent(_optimiser(config), decay=config.decay)
-                rule.start(network.energy)
-                return rule
-            case HebbConfig():
-                return Hebb(rate=config.rate)
-            case RidgeConfig():
-                return Ridge(ridge=config.ridge)
+        rule = _rule(config)
+        if isinstance(config, EnergyDescentConfig):
+            generator = Generator().manual_seed(seed)
+            random_start(network.energy.couplings, config.start, generator=generator)
+        rule.start(network.energy)
+    return rule
+
+
+def _rule(config: RuleConfig) -> IterativeRule | OneShotRule:
+    match config:
+        case PseudoLikelihoodConfig():
+            return PseudoLikelihood(_optimiser(config), decay=config.decay)
+        case EnergyDescentConfig():
+            return EnergyDescent(_optimiser(config), decay=config.decay)
+        case HebbConfig():
+            return Hebb(rate=config.rate)
+        case RidgeConfig():
+            return Ridge(ridge=config.ridge)
     raise ConfigError(f"no rule for {type(config).__name__}")
 
 

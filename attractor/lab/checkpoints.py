@@ -98,7 +98,7 @@ def load(folder: Path, *, step: int | None = None) -> Checkpoint:
             config=manifest["config"],
             validation=manifest["validation"],
         )
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 

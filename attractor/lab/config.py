@@ -246,6 +246,8 @@ def validate(config: Config) -> None:
             _positive(name, value)
     if isinstance(config.rule, PseudoLikelihoodConfig | EnergyDescentConfig):
         _positive("rule.learning_rate", config.rule.learning_rate)
+        if config.rule.learning_rate > 1e37:
+            raise ConfigError(f"rule.learning_rate is {config.rule.learning_rate}; float32 ends at 3e38")
     if not 0 <= train.jitter < float("inf"):
         raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
     if not config.task.names:
@@ -258,12 +260,14 @@ def validate(config: Config) -> None:
     for name, values in lists:
         if not values:
             raise ConfigError(f"{name} is empty; give at least one value")
-    if min(dynamics.inertias) < 0:
-        raise ConfigError(f"dynamics.inertias has {min(dynamics.inertias)}; 0 or more is allowed")
+    for inertia in dynamics.inertias:
+        if not 0 <= inertia < float("inf"):
+            raise ConfigError(f"dynamics.inertias has {inertia}; 0 or more is allowed")
     if not 0 <= dynamics.damping < 1:
         raise ConfigError(f"dynamics.damping is {dynamics.damping}; it must be in [0, 1)")
-    if config.seed < 0 or evaluation.seed < 0:
-        raise ConfigError("seeds must be 0 or more")
+    for name, seed in (("seed", config.seed), ("eval.seed", evaluation.seed)):
+        if seed < 0:
+            raise ConfigError(f"{name} is {seed}; it must be 0 or more")
 
 
 def validate_comparison(config: CompareConfig) -> None:
@@ -279,7 +283,7 @@ def validate_comparison(config: CompareConfig) -> None:
         if value is not None:
             _positive(name, value)
     if config.seed < 0:
-        raise ConfigError("seeds must be 0 or more")
+        raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
 
 
 def _positive(name: str, value: float) -> None:

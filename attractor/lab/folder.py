@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -47,6 +47,9 @@ class RunFolder:
     def _create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # FileExistsError: a file is in the way
+            raise OutputError(f"{self.path} cannot be written: {error}") from error
+        try:
             # exclusive creation: of two jobs that race for a folder, one is refused
             with (self.path / "status.json").open("x") as handle:
                 json.dump({"status": "running"}, handle)
@@ -101,11 +104,12 @@ class RunFolder:
             trace = "".join(traceback.format_exception(error))
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, trace, (), None))
             killed = isinstance(error, KeyboardInterrupt | Terminated)
-            self.status(
-                "killed" if killed else "failed",
-                error=f"{type(failure).__name__}: {failure}",
-                exit_code=exit_code(failure),
-            )
+            with suppress(OSError):  # a full disk must not hide what went wrong first
+                self.status(
+                    "killed" if killed else "failed",
+                    error=f"{type(failure).__name__}: {failure}",
+                    exit_code=exit_code(failure),
+                )
             if failure is not error:
                 raise failure from error
             raise

@@ -17,6 +17,7 @@ from attractor.lab.config import (
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.training import Step
+from attractor.physics import IterativeRule, OneShotRule
 
 TITLES = {
     "bare_attention": "bare self-attention",
@@ -31,6 +32,12 @@ _RULES: dict[type[RuleConfig], str] = {
     EnergyDescentConfig: "energy descent, positive phase only (local, no backpropagation)",
     HebbConfig: "Hebb, one shot (no backpropagation)",
     RidgeConfig: "ridge regression, closed form (no backpropagation)",
+}
+
+
+_OBJECTIVES = {
+    "log_pseudo_likelihood": ("log PL", " nats/token"),
+    "negative_energy": ("-energy", ""),
 }
 
 
@@ -57,11 +64,19 @@ def header(config: Config, splits: ImageSplits, network: AttractorNetwork) -> st
     )
 
 
-def progress(step: Step, errors: dict[str, float]) -> str:
-    """Behind the progress bar: the objective of training and the last validation."""
-    shown = "" if step.objective is None else f"log PL {step.objective:.3f} nats/token  "
-    shown += "  ".join(f"{task} {error:.4f}" for task, error in errors.items())
-    return f"{shown} (validation)"
+def progress(rule: IterativeRule | OneShotRule, step: Step, errors: dict[str, float]) -> str:
+    """Behind the progress bar: what training climbs, and the last validation."""
+    shown = "  ".join(f"{task} {error:.4f}" for task, error in errors.items()) + " (validation)"
+    if isinstance(rule, IterativeRule) and step.objective is not None:
+        name, unit = _OBJECTIVES[rule.objective]
+        shown = f"{name} {step.objective:.3f}{unit}  {shown}"
+    return shown
+
+
+def scale(tasks: dict[str, Any], *, steps: int) -> str:
+    """How much is behind the table."""
+    images = max(values["images"] for values in tasks.values())
+    return f"{images:,} test images, {steps} iterations"
 
 
 def table(tasks: dict[str, Any]) -> str:
@@ -69,12 +84,14 @@ def table(tasks: dict[str, Any]) -> str:
     names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
     names.sort(key=REFERENCES.__contains__)  # learned models first
     titles = {name: title(name) for name in names}
-    width = max(map(len, titles.values())) + 2
-    lines = [" " * (width + 2) + "".join(f"{task:<26}" for task in tasks).rstrip()]
-    for name in names:
-        cells = [_cell(task["models"].get(name)) for task in tasks.values()]
-        lines.append(("  " + titles[name].ljust(width) + "".join(f"{c:<26}" for c in cells)).rstrip())
-    return "\n".join(lines)
+    columns = [
+        [task, *(_cell(values["models"].get(name)) for name in names)] for task, values in tasks.items()
+    ]
+    columns.insert(0, ["", *titles.values()])
+    widths = [max(map(len, column)) + 2 for column in columns]
+    rows = zip(*columns, strict=True)
+    cells = (zip(row, widths, strict=True) for row in rows)
+    return "\n".join("  " + "".join(f"{c:<{w}}" for c, w in row).rstrip() for row in cells)
 
 
 def _cell(entry: dict[str, Any] | None) -> str:

@@ -78,7 +78,7 @@ def load_run(folder: str | Path) -> TrainedModel:
 
     Raises ConfigError for a folder that is no finished run, and CheckpointError.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     if not (folder / "results.json").is_file():
         raise ConfigError(f"{folder} holds no finished run: there is no results.json; give a run folder")
     checkpoint = checkpoints.load(folder / "checkpoints")

@@ -107,7 +107,11 @@ class EarlyStopping:
         return self.patience is not None and self.failures >= self.patience
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Put the best couplings back."""
+        """Put the best couplings back; NonFiniteError if no validation had a finite error."""
+        if not self.best_weights:
+            raise NonFiniteError(
+                "no validation during training had a finite error; a smaller rate may help"
+            )
         with torch.inference_mode():
             for name, weight in weights.items():
                 weight.copy_(self.best_weights[name])

@@ -135,6 +135,10 @@ class OneShotRule(ABC):
     """A rule that sees all images once and then sets the couplings."""
 
     @abstractmethod
+    def start(self, energy: LocalEnergy) -> None:
+        """Refuse an energy that the rule is not defined for (ValueError). Changes nothing."""
+
+    @abstractmethod
     def solve(self, energy: LocalEnergy, batches: Iterable[Tensor]) -> None:
         """Set the couplings of `energy` from batches of tokens (B, N, D)."""
 
@@ -149,6 +153,9 @@ class Hebb(OneShotRule):
         if rate <= 0:
             raise ValueError(f"rate must be positive, got {rate}")
         self.rate = rate
+
+    def start(self, energy: LocalEnergy) -> None:
+        _pair_couplings(energy, "Hebb")
 
     def solve(self, energy: LocalEnergy, batches: Iterable[Tensor]) -> None:
         couplings = _pair_couplings(energy, "Hebb")
@@ -174,13 +181,18 @@ class Ridge(OneShotRule):
             raise ValueError(f"ridge must not be negative, got {ridge}")
         self.ridge = ridge
 
-    def solve(self, energy: LocalEnergy, batches: Iterable[Tensor]) -> None:
+    def start(self, energy: LocalEnergy) -> None:
         couplings = _pair_couplings(energy, "Ridge")
         if not isinstance(couplings, Hopfield) or not isinstance(energy.measure, Gaussian):
             raise ValueError(
                 "the closed form is known for Hopfield couplings with a Gaussian measure, not for "
                 f"{type(couplings).__name__} with {type(energy.measure).__name__}; use PseudoLikelihood"
             )
+
+    def solve(self, energy: LocalEnergy, batches: Iterable[Tensor]) -> None:
+        self.start(energy)
+        couplings = _pair_couplings(energy, "Ridge")
+        assert isinstance(energy.measure, Gaussian)
         n, d = couplings.tokens, couplings.dim
         moments = _second_moments(energy, batches).transpose(1, 2).reshape(n * d, n * d)
         moments.diagonal().add_(self.ridge)

@@ -7,8 +7,11 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from attractor.lab.build import build_candidates
 from attractor.lab.config import (
     CompareConfig,
+    MapName,
+    OrderName,
     TaskName,
     register,
     typed,
@@ -166,6 +169,30 @@ def test_what_cannot_run_is_refused_before_any_work(
     with pytest.raises(ConfigError, match=message):
         start()
     assert not path.exists()
+
+
+def test_candidates_are_all_combinations(make_config: Callable[..., object], tmp_path: Path) -> None:
+    """maps x temperatures x inertias, times the strengths of evidence; draws of gibbs by the run's seed.
+
+    For a Gaussian the attention map is left out, since its force is unbounded, and tokens go one by one.
+    """
+    lists = (
+        "dynamics.maps=[attention,gibbs]",
+        "dynamics.inverse_temperatures=[1.0,0.5]",
+        "dynamics.inertias=[0.0,0.5,0.7]",
+        "dynamics.evidence=[1.0,4.0]",
+        "seed=5",
+        f"folder={tmp_path}",
+    )
+    config = make_config(*lists)
+    free, given = (build_candidates(config, evidence=evidence) for evidence in (False, True))
+    assert len(set(free)) == 12
+    assert len(set(given)) == 24
+    assert {c.evidence for c in free} == {0.0}
+    assert {c.evidence for c in given} == {1.0, 4.0}
+    assert {(c.seed, c.order, c.steps) for c in free + given} == {(5, OrderName.synchronous, None)}
+    gaussian = build_candidates(make_config("model=hopfield", *lists), evidence=False)
+    assert {(c.map, c.order) for c in gaussian} == {(MapName.gibbs, OrderName.sequential)}
 
 
 def test_missing_values_are_named() -> None:

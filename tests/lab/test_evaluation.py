@@ -1,6 +1,7 @@
 """Evaluation: errors against a loop over images, statistics against numpy."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from attractor.baselines import TrainingMean
 from attractor.images import Corrupted, Denoise, ImageSplits, Masked, to_pixels
+from attractor.lab.assessment import validation_batch
 from attractor.lab.config import MapName
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, overlaps, summarise
 from attractor.lab.network import AttractorNetwork, Recall, Retrieval
@@ -95,6 +97,21 @@ def test_indices_count_from_first(splits: ImageSplits) -> None:
     (whole,) = corruptions(Denoise(), splits.test, seed=0, batch_size=9)
     tail = corruptions(Denoise(), splits.test[5:], seed=0, batch_size=2, first=5)
     assert torch.equal(torch.cat([batch.corrupted for batch in tail]), whole.corrupted[5:])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_validation_has_draws_of_its_own(task: Masked | Denoise, splits: ImageSplits) -> None:
+    """The k-th validation image is not corrupted as the k-th test image is, even if they are the same.
+
+    With the same noise or masks, what is chosen on validation images would be chosen on the test's draws.
+    """
+    same = replace(splits, test=splits.validation)
+    seen = validation_batch(same, task, images=6, seed=0)
+    (test,) = corruptions(task, same.test[:6], seed=0, batch_size=6)
+    assert torch.equal(seen.original, test.original)
+    assert all(not torch.equal(*pair) for pair in zip(seen.corrupted, test.corrupted, strict=True)) or (
+        task.name == "masked" and not torch.equal(seen.mask, test.mask)
+    )
 
 
 def test_a_non_finite_prediction_is_refused(splits: ImageSplits) -> None:

@@ -160,18 +160,23 @@ def test_sigterm_ends_the_job(tmp_path: Path) -> None:
     By default the process would end at once: a status of running for ever, and buffers lost.
     """
     folder = RunFolder(tmp_path / "run", "")
-    before = signal.getsignal(signal.SIGTERM)
     reached = []
+
+    def mine(signum: int, frame: object) -> None: ...
 
     def body() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         reached.extend(range(1000))  # the handler runs between two bytecodes
         reached.append("the end")
 
-    with pytest.raises(Terminated), folder.job():
-        body()
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with pytest.raises(Terminated), folder.job():
+            body()
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert "the end" not in reached
-    assert signal.getsignal(signal.SIGTERM) is before
     after = status(folder)
     assert (after["status"], after["exit_code"]) == ("killed", 143)
 
