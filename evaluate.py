@@ -72,7 +72,7 @@ def compare(config: CompareConfig, folder: RunFolder) -> None:
         if config.figures:
             curves = figures.error_curves(results["tasks"], folder.figures)
             tracker.images({"error_curves": curves})
-    print(report.scale(results["tasks"], steps=config.steps))
+    print(f"{splits.name}: {report.scale(results['tasks'], steps=config.steps)}")
     print(report.table(results["tasks"]))
     print(report.comparisons(results["tasks"]))
     print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command))

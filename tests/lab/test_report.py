@@ -8,6 +8,7 @@ import pytest
 from attractor.lab import report
 from attractor.lab.errors import ConfigError
 from attractor.lab.training import Step
+from attractor.physics import SGD, Hebb, PseudoLikelihood
 
 
 def curve(*mse: float, t: int) -> dict[str, Any]:
@@ -119,9 +120,9 @@ def test_short_names_tell_runs_apart() -> None:
 def test_progress_says_the_objective_and_the_validation() -> None:
     """A one-shot rule has no objective, and then none is made up."""
     errors = {"masked": 0.12345, "denoise": 0.2}
-    climbing = report.progress(Step(3, 1.5, 0.1, 0.01), errors)
+    climbing = report.progress(PseudoLikelihood(SGD()), Step(3, 1.5, 0.1, 0.01), errors)
     assert climbing == "log PL 1.500 nats/token  masked 0.1235  denoise 0.2000 (validation)"
-    assert report.progress(Step(1, None, 0.0, 0.01), errors) == (
+    assert report.progress(Hebb(), Step(1, None, 0.0, 0.01), errors) == (
         "masked 0.1235  denoise 0.2000 (validation)"
     )
 
