@@ -72,9 +72,9 @@ def compare(config: CompareConfig, folder: RunFolder) -> None:
         if config.figures:
             curves = figures.error_curves(results["tasks"], folder.figures)
             tracker.images({"error_curves": curves})
-    print(f"{splits.name}: {report.scale(results['tasks'], steps=config.steps)}")
-    print(report.table(results["tasks"]))
-    print(report.comparisons(results["tasks"]))
+        folder.say(f"{splits.name}: {report.scale(results['tasks'], steps=config.steps)}")
+        folder.say(report.table(results["tasks"]))
+        folder.say(report.comparisons(results["tasks"]))
     print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command))
 
 

@@ -52,9 +52,9 @@ def train(config: Config, folder: RunFolder) -> float:
         job_type="train",
         settings=settings,
     )
-    print(report.header(config, splits, network))
 
     with folder.job(), tracker, MetricsFile(folder.path / "metrics.jsonl") as metrics:
+        folder.say(report.header(config, splits, network))
         validation = {
             name: assessment.validation_batch(
                 splits, task, images=config.train.validation_images, seed=config.eval.seed
@@ -148,8 +148,11 @@ def train(config: Config, folder: RunFolder) -> float:
         if config.figures:
             drawn = draw_run(config, network, splits, tasks, references, outcome, results, folder.figures)
             tracker.images(drawn)
-    print(report.scale(results["tasks"], steps=config.eval.steps))
-    print(report.table(results["tasks"]))
+        folder.say(f"couplings of step {stopping.best_step} of {step.index}, chosen on validation images")
+        folder.say(report.scale(results["tasks"], steps=config.eval.steps))
+        folder.say(report.table(results["tasks"]))
+        for warning in report.warnings(results["tasks"]):
+            folder.say(f"warning: {warning}")
     seconds = time.perf_counter() - begin
     print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command, seconds=seconds))
     return stopping.best_score

@@ -22,6 +22,7 @@ class Encoding(Protocol):
     patch: int
     tokens: int
     dim: int
+    components: str  # what they are, for a figure
 
     def encode(self, pixels: Tensor) -> Tensor: ...
 
@@ -76,6 +77,8 @@ class PhaseEncoding:
                 )
             self.projection = _semi_orthogonal(projection_dim, self.dim, generator=generator)
             self.dim = projection_dim
+        projected = self.projection is not None
+        self.components = "random projections" if projected else "cos, sin of each pixel"
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, C, H, W) to tokens (B, N, D); jittered pixels may leave the arc."""
@@ -112,6 +115,7 @@ class PixelEncoding:
         self.channels, self.side, self.patch = channels, side, patch
         self.tokens = grid_side(side, patch=patch) ** 2
         self.dim = patch * patch * channels
+        self.components = "pixels"
         self.mean = _checked_mean(mean, shape=(channels, side, side))
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ class Config:
 class CompareConfig:
     """evaluate.py: runs to put into one table and one figure."""
 
-    runs: list[str] = MISSING
+    runs: list[str] = field(default_factory=list)
     root: str | None = None  # of the data; null: where the first run found it
     images: int | None = 1000
     steps: int = 100
@@ -195,7 +195,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     store.store(name="compare_schema", node=CompareConfig)
     for name, node in RULE_SCHEMAS.items():
-        store.store(group="rule", name=f"{name}_schema", node=node)
+        store.store(group="rule_schema", name=name, node=node)
 
 
 RULE_SCHEMAS: dict[str, type[RuleConfig]] = {
@@ -273,7 +273,7 @@ def validate(config: Config) -> None:
 def validate_comparison(config: CompareConfig) -> None:
     """The same for evaluate.py."""
     if not config.runs:
-        raise ConfigError("runs is empty; give run folders: evaluate.py 'runs=[DIR,DIR]'")
+        raise ConfigError("runs is empty; give run folders: uv run evaluate.py 'runs=[DIR,DIR]'")
     for name, value in (
         ("images", config.images),
         ("steps", config.steps),

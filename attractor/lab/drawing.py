@@ -8,13 +8,10 @@ import torch
 from attractor.images import ImageSplits, Reconstructor, Task, pixel_mean, to_pixels
 from attractor.lab import figures, portraits
 from attractor.lab.assessment import Assessment
-from attractor.lab.config import Config
+from attractor.lab.config import REFERENCES, Config
 from attractor.lab.evaluation import corruptions, overlaps
 from attractor.lab.network import AttractorNetwork, Recall
 from attractor.lab.report import title
-
-# the classical reference that is strongest at each task, shown beside the network's images
-_SHOWN_REFERENCE = {"masked": "regression", "denoise": "memory"}
 
 
 def draw_run(
@@ -32,7 +29,8 @@ def draw_run(
     drawn = {"error_curves": figures.error_curves(results["tasks"], folder)}
     for task, rows in assessment.choices.items():
         batch = assessment.batches[task][0]
-        reference = _SHOWN_REFERENCE[task]
+        errors = results["tasks"][task]["models"]
+        reference = min((errors[name]["mse"][0], name) for name in REFERENCES)[1]  # the best one
         for row, choice in rows.items():
             name = f"grid_{task}" + row.removeprefix(config.model.name).replace("+", "_")
             drawn[name] = portraits.retrieval_grid(

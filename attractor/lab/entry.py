@@ -40,11 +40,11 @@ def launch(
         torch.set_num_threads(config.threads)
         return job(config, folder)
     except tuple(EXIT_CODES) as error:
+        text = str(error) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
         if multirun and isinstance(error, Exception):
             if folder is not None and not (folder.path / "status.json").exists():
                 with folder.job():  # a job of a sweep says in its folder why it did not start
                     raise
             raise
-        text = str(error) or type(error).__name__
-        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from error

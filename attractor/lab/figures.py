@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from attractor.lab.config import REFERENCES
-from attractor.lab.report import title
+from attractor.lab.report import TASK_WORDS, title
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 STYLE: Any = {
@@ -31,9 +32,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
 }
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MODEL_STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 REFERENCE_STYLES = {"training_mean": ":", "regression": "--", "memory": "-."}
-TASK_TITLES = {"masked": "masked prediction", "denoise": "denoising"}
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
@@ -47,32 +46,47 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 def error_curves(tasks: dict[str, Any], folder: Path) -> Path:
     """Test error against iteration, a panel for each task; references as grey lines.
 
-    Bands are the standard deviation over test images; the circle is the t chosen on validation images.
+    A colour for each run, dashed with evidence. The circle is the t chosen on validation images. The bands
+    of one run are the standard deviation over test images, which is no measure of how well models differ:
+    that is the paired standard error in results.json.
     """
+    models = [name for values in tasks.values() for name in values["models"] if name not in REFERENCES]
+    runs = list(dict.fromkeys(name.partition("+")[0] for name in models))
+    colours = {run: MODEL_COLOURS[index % len(MODEL_COLOURS)] for index, run in enumerate(runs)}
     with rc_context(STYLE):
-        figure = Figure(figsize=(PAGE if len(tasks) > 1 else COLUMN, 2.5), layout="constrained")
+        figure = Figure(figsize=(PAGE if len(tasks) > 1 else COLUMN, 2.9), layout="constrained")
         panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+        entries: dict[str, Artist] = {}
         for axes, (task, values) in zip(panels, tasks.items(), strict=True):
-            _error_panel(axes, values)
-            axes.set_title(f"{TASK_TITLES[task]}, {values['images']:,} test images")
+            _error_panel(axes, values, colours)
+            axes.set_title(f"{TASK_WORDS[task]}, {values['images']:,} test images")
+            handles, labels = axes.get_legend_handles_labels()
+            entries |= dict(zip(labels, handles, strict=True))
+        figure.legend(
+            list(entries.values()), list(entries), frameon=False, ncols=4, loc="outside lower center"
+        )
         return save(figure, folder, "error_curves")
 
 
-def _error_panel(axes: Axes, values: dict[str, Any]) -> None:
-    learned = [name for name in values["models"] if name not in REFERENCES]
+def _error_panel(axes: Axes, values: dict[str, Any], colours: dict[str, str]) -> None:
     top = 0.0
-    for index, name in enumerate(learned):
-        entry = values["models"][name]
+    for name, entry in values["models"].items():
+        if name in REFERENCES:
+            continue
         mean, std = np.array(entry["mse"]), np.array(entry["std"])
         t = np.arange(1, len(mean) + 1)
-        colour = MODEL_COLOURS[index % len(MODEL_COLOURS)]
-        style = MODEL_STYLES[index % len(MODEL_STYLES)]
-        axes.plot(t, mean, color=colour, linestyle=style, label=title(name))
-        if len(learned) < 3:
-            axes.fill_between(t, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
-        best = entry["best"]
-        axes.plot(best["t"], best["mse"], "o", color=colour, markersize=4)
-        top = max(top, float((mean + std * (len(learned) < 3)).max()))
+        run, _, variant = name.partition("+")
+        colour = colours[run]
+        axes.plot(t, mean, color=colour, linestyle="--" if variant else "-", label=title(name))
+        top = max(top, float(mean.max()))
+        if len(colours) == 1:
+            band = "standard deviation over images"
+            style: Any = {"facecolor": colour, "alpha": 0.12, "linewidth": 0}
+            axes.fill_between(t, mean - std, mean + std, label=band, **style)
+            top = max(top, float((mean + std).max()))
+        chosen = entry["best"]
+        marker: Any = {"marker": "o", "color": colour, "markersize": 4, "linestyle": "none"}
+        axes.plot(chosen["t"], chosen["mse"], label="$t$ chosen on validation", **marker)
     for name in REFERENCES:
         error = values["models"][name]["mse"][0]
         axes.axhline(error, color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0)
@@ -81,7 +95,6 @@ def _error_panel(axes: Axes, values: dict[str, Any]) -> None:
     axes.set_ylim(0, 1.08 * top)
     axes.set_xlabel("iteration $t$")
     axes.set_ylabel("mean squared error (pixel$^2$)")
-    axes.legend(frameon=False, ncols=2, loc="lower right", borderaxespad=0.2)
 
 
 def overlap_curves(

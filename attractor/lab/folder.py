@@ -31,6 +31,7 @@ class RunFolder:
         self.path = path.absolute()
         self._config_yaml = config_yaml
         self._begin = time.time()
+        self._handlers: list[logging.Handler] = []
         if "=" in self.path.name or "," in self.path.name:
             raise OutputError(
                 f"the run folder {self.path.name!r} has '=' or ',' in its name; choose another"
@@ -40,8 +41,8 @@ class RunFolder:
 
     def _refuse(self) -> NoReturn:
         raise OutputError(
-            f"{self.path} already holds a run; nothing was changed. Choose another folder with folder=DIR, "
-            "or remove it"
+            f"{self.path} already holds a run; nothing was changed. Choose another folder with folder=DIR "
+            "(hydra.sweep.dir=DIR in a multirun), or remove it"
         )
 
     def _create(self) -> None:
@@ -82,6 +83,12 @@ class RunFolder:
         times = {"begin": self._begin, "end": time.time(), "pid": os.getpid()}
         self.write_json("status.json", {"status": status} | times | more)
 
+    def say(self, text: str) -> None:
+        """Print, and keep it in train.log."""
+        print(text)
+        for handler in self._handlers:
+            handler.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, text, (), None))
+
     @contextmanager
     def job(self) -> Iterator[None]:
         """Make the folder and run the body; leave its traceback in train.log, its end in status.json.
@@ -92,6 +99,7 @@ class RunFolder:
         handler = logging.FileHandler(self.path / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
+        self._handlers = [handler]
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
             self.status("running")
@@ -116,6 +124,7 @@ class RunFolder:
         finally:
             signal.signal(signal.SIGTERM, before)
             logging.getLogger().removeHandler(handler)
+            self._handlers = []
             handler.close()
 
 

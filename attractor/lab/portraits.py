@@ -30,18 +30,25 @@ def retrieval_grid(
     heading: str,
     rows: int = 6,
 ) -> Path:
-    """original | corrupted | t = 1, 5, 20, 100 | reference, for the first images of a batch."""
+    """original | corrupted | t = 1, 5, 20, 100 and the chosen t | reference, for the first images."""
     few = first_images(batch, rows)
     states = list(islice(recall.reconstruct(few), steps))
-    seen = few.corrupted
-    if few.pixel_mask is not None:
-        # grey, so that a hidden pixel does not look black
-        seen = torch.where(few.pixel_mask, 0.5, seen)
-    columns = [("original", few.original), ("corrupted", seen)]
-    columns += [(f"$t={t}$", visible(states[t - 1], few)) for t in GRID_TIMES if t <= steps]
+    chosen = recall.retrieval.steps or 1
+    columns = [("original", few.original), ("corrupted", seen(few))]
+    for t in sorted({*GRID_TIMES, chosen}):
+        if t <= steps:
+            text = f"$t={t}$, chosen" if t == chosen else f"$t={t}$"
+            columns.append((text, visible(states[t - 1], few)))
     title, model = reference
     columns.append((title, visible(next(iter(model.reconstruct(few))), few)))
     return image_grid(columns, folder, name, heading=heading)
+
+
+def seen(batch: Corrupted) -> Tensor:
+    """What a model sees; hidden pixels grey, so that they do not look black."""
+    if batch.pixel_mask is None:
+        return batch.corrupted
+    return torch.where(batch.pixel_mask, 0.5, batch.corrupted)
 
 
 def visible(prediction: Tensor, batch: Corrupted) -> Tensor:
@@ -70,9 +77,10 @@ def coupling_matrices(network: AttractorNetwork, folder: Path) -> Path | None:
     grid = grid_side(network.encoding.side, patch=network.encoding.patch)
     row = column = grid // 2
     centre = row * grid + column
-    offsets = [(0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (0, 2), (2, 0), (row - 1, 1 - column)]
+    near = [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1)]
+    offsets = [*near, (0, 2), (1 - row, 1 - column)]
     pairs = []
-    for down, right in offsets:
+    for down, right in dict.fromkeys(offsets):
         r, c = row + down, column + right
         if 0 <= r < grid and 0 <= c < grid and (r, c) != (row, column):
             pairs.append((r * grid + c, f"{down:+d}, {right:+d}"))
@@ -88,11 +96,12 @@ def coupling_matrices(network: AttractorNetwork, folder: Path) -> Path | None:
             axes.set_xticks([])
             axes.set_yticks([])
         cells[0].set_ylabel("component of $x_i$")
-        cells[0].set_xlabel("of $x_j$")
+        cells[0].set_xlabel("component of $x_j$")
         if picture is not None:
             figure.colorbar(picture, ax=list(cells), shrink=0.8, label="$J_{ij}$ (dimensionless)")
         figure.suptitle(
-            f"couplings of token $i=({row}, {column})$ to token $j$ at (down, right) patches",
+            f"couplings of token $i$ in row {row}, column {column} (from 0) to token $j$, (down, right) of "
+            f"it; components: {network.encoding.components}",
             fontsize=8,
         )
         return save(figure, folder, "couplings")
@@ -119,7 +128,9 @@ def attention_maps(network: AttractorNetwork, pixels: Tensor, folder: Path) -> P
             corner = (c * patch - 0.5, r * patch - 0.5)
             cells[0].add_patch(Rectangle(corner, patch, patch, fill=False, ec="#D55E00", lw=1))
             picture = axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=float(chosen.max()))
-            axes.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, fill=False, ec="#D55E00", lw=1))
+            # the own token is no source: grey, not zero
+            own = Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor="0.7", edgecolor="#D55E00", lw=1)
+            axes.add_patch(own)
             axes.set_title(f"$i=({r}, {c})$")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -133,7 +144,7 @@ def trajectory_gif(recall: Recall, batch: Corrupted, folder: Path, *, steps: int
     few = first_images(batch, 1)
     states = [visible(pixels, few) for pixels in islice(recall.reconstruct(few), steps)]
     frames = [
-        _frame(few.original[0], few.corrupted[0], (states[t - 1] if t else few.corrupted)[0], t)
+        _frame(few.original[0], seen(few)[0], (states[t - 1] if t else seen(few))[0], t)
         for t in _GIF_TIMES
         if t <= steps
     ]

@@ -35,6 +35,8 @@ _RULES: dict[type[RuleConfig], str] = {
 }
 
 
+TASK_WORDS = {"masked": "masked prediction", "denoise": "denoising"}
+
 _OBJECTIVES = {
     "log_pseudo_likelihood": ("log PL", " nats/token"),
     "negative_energy": ("-energy", ""),
@@ -80,7 +82,7 @@ def scale(tasks: dict[str, Any], *, steps: int) -> str:
 
 
 def table(tasks: dict[str, Any]) -> str:
-    """Test errors, a row for each model: at the t chosen on validation, with the oracle's t behind it."""
+    """Test errors, a row for each model, at the t chosen on validation; behind it the lowest, if other."""
     names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
     names.sort(key=REFERENCES.__contains__)  # learned models first
     titles = {name: title(name) for name in names}
@@ -100,7 +102,20 @@ def _cell(entry: dict[str, Any] | None) -> str:
     if "best" not in entry:
         return f"{entry['mse'][0]:.4f}"
     best, oracle = entry["best"], entry["oracle_best"]
+    if best["t"] == oracle["t"]:
+        return f"{best['mse']:.4f} (t={best['t']})"
     return f"{best['mse']:.4f} (t={best['t']}; {oracle['mse']:.4f} at {oracle['t']})"
+
+
+def warnings(tasks: dict[str, Any]) -> list[str]:
+    """Rows that know less than the training mean: training has failed, whatever it says."""
+    lines = []
+    for task, values in tasks.items():
+        floor = values["models"]["training_mean"]["mse"][0]
+        for name, entry in values["models"].items():
+            if "best" in entry and entry["best"]["mse"] > floor:
+                lines.append(f"{title(name)} is worse than the training mean at {TASK_WORDS[task]}")
+    return lines
 
 
 def headline(results: dict[str, Any]) -> dict[str, float]:
@@ -143,7 +158,7 @@ def closing(folder: Path, *, figures: bool, sync: str | None, seconds: float | N
         where += f"      figures   {relative(folder / 'figures')}"
     lines = [where]
     if sync is not None:
-        lines.append(f"tracked offline; upload with: {sync}")
+        lines.append(f"tracked offline; upload with: uv run {sync}")
     if seconds is not None:
         lines.append(f"{seconds:.0f} s in all")
     return "\n".join(lines)

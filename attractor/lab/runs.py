@@ -80,7 +80,7 @@ def load_run(folder: str | Path) -> TrainedModel:
     """
     folder = Path(folder).resolve()
     if not (folder / "results.json").is_file():
-        raise ConfigError(f"{folder} holds no finished run: there is no results.json; give a run folder")
+        raise ConfigError(f"{folder} holds no finished run: {_unfinished(folder)}; give a run folder")
     checkpoint = checkpoints.load(folder / "checkpoints")
     config = config_from(checkpoint.config)
     network = build_network(config.model, checkpoint.mean, seed=config.seed)
@@ -96,6 +96,16 @@ def load_run(folder: str | Path) -> TrainedModel:
     results = json.loads((folder / "results.json").read_text())
     choices = choices_from_json(results["selection"])
     return TrainedModel(folder, config, network, choices, results, checkpoint.step)
+
+
+def _unfinished(folder: Path) -> str:
+    if not folder.is_dir():
+        return "it does not exist"
+    status = folder / "status.json"
+    if not status.is_file():
+        return "there is no results.json"
+    found = json.loads(status.read_text())
+    return f"its status is {found['status']}" + (f" ({found['error']})" if "error" in found else "")
 
 
 def config_from(values: dict[str, Any]) -> Config:

@@ -70,7 +70,7 @@ def test_a_run_exits_with_0_and_says_where_it_is(finished) -> None:
     assert lines[table + 5].startswith("  softmax memory")
     assert f"run folder   {folder}" in done.stdout
     (offline,) = (folder / "wandb").glob("offline-run-*")
-    assert f"tracked offline; upload with: wandb sync {offline}" in lines
+    assert f"tracked offline; upload with: uv run wandb sync {offline}" in lines
     assert "training" not in done.stdout.replace("training mean", "")
     assert "training" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """Figures: all of them are there, in both formats, at their size, with the numbers of the results."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_overlap_curves_are_means_over_images(drawn: list[Figure], tmp_path: Pat
 
 
 def test_a_grid_shows_the_trajectory(trained, drawn: list[Figure], tmp_path: Path) -> None:
-    """Columns original, corrupted, t = 1, t = 5, reference, with those pixels; visible ones put back.
+    """Columns original, corrupted, t = 1, 5 and the chosen 3, reference; visible pixels put back.
 
     A state beside the wrong t would illustrate something that did not happen.
     """
@@ -133,17 +134,18 @@ def test_a_grid_shows_the_trajectory(trained, drawn: list[Figure], tmp_path: Pat
 
     splits, run = synthetic(), load_run(trained.path)
     (batch,) = corruptions(Masked(patch=2), splits.test[:3], seed=0, batch_size=3)
-    recall = Recall(run.network, run.choices["masked"]["bare_attention"].retrieval)
+    retrieval = replace(run.choices["masked"]["bare_attention"].retrieval, steps=3)
+    recall = Recall(run.network, retrieval)
     reference = ("training mean", TrainingMean(splits.train))
     portraits.retrieval_grid(
         recall, reference, batch, tmp_path, name="grid", steps=6, heading="head", rows=2
     )
     cells = np.array(drawn[0].axes).reshape(2, -1)
     titles = [axes.get_title() for axes in cells[0]]
-    assert titles == ["original", "corrupted", "$t=1$", "$t=5$", "training mean"]
+    assert titles == ["original", "corrupted", "$t=1$", "$t=3$, chosen", "$t=5$", "training mean"]
     states = recall.reconstruct(portraits.first_images(batch, 2))
     curve = [next(states) for _ in range(5)]
-    for column, state in ((2, curve[0]), (3, curve[4])):
+    for column, state in ((2, curve[0]), (3, curve[2]), (4, curve[4])):
         for row in range(2):
             shown = np.asarray(cells[row, column].images[0].get_array())
             expected = torch.where(batch.pixel_mask[row], state[row], batch.original[row])

@@ -56,8 +56,8 @@ def test_the_table_has_a_row_for_each_model(tasks: dict[str, Any]) -> None:
     first, second = head.index("masked"), head.index("denoise")
     rows = [[line[:first].strip(), line[first:second].strip(), line[second:].strip()] for line in lines]
     assert rows == [
-        ["bare self-attention", "0.0400 (t=2; 0.0300 at 3)", "0.0600 (t=1; 0.0600 at 1)"],
-        ["bare self-attention + evidence", "-", "0.0450 (t=2; 0.0450 at 2)"],
+        ["bare self-attention", "0.0400 (t=2; 0.0300 at 3)", "0.0600 (t=1)"],
+        ["bare self-attention + evidence", "-", "0.0450 (t=2)"],
         ["training mean", "0.0675", "0.0675"],
         ["softmax memory", "-", "0.0211"],
     ]
@@ -65,11 +65,11 @@ def test_the_table_has_a_row_for_each_model(tasks: dict[str, Any]) -> None:
 
 def test_cells_of_the_table_do_not_touch(tasks: dict[str, Any]) -> None:
     """With t and T of three digits a cell is still apart from the next one: numbers stay readable."""
-    late = curve(*[0.5] * 99, 0.4, t=100)
+    late = curve(*[0.5] * 99, 0.4, 0.5, t=101)
     for task in tasks.values():
         task["models"]["bare_attention"] = late
     line = report.table(tasks).splitlines()[1]
-    assert line.count("0.4000 (t=100; 0.4000 at 100) ") == 1
+    assert line.count("0.5000 (t=101; 0.4000 at 100)  ") == 1
 
 
 def test_titles_are_words() -> None:
@@ -183,9 +183,16 @@ def test_closing_says_how_to_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     said = report.closing(tmp_path / "out" / "run", figures=False, sync="wandb sync X", seconds=2.4)
     assert said.splitlines() == [
         "run folder   out/run",
-        "tracked offline; upload with: wandb sync X",
+        "tracked offline; upload with: uv run wandb sync X",
         "2 s in all",
     ]
     assert report.closing(Path("/elsewhere/run"), figures=True, sync=None) == (
         "run folder   /elsewhere/run      figures   /elsewhere/run/figures"
     )
+
+
+def test_a_model_worse_than_the_mean_is_called_so(tasks: dict[str, Any]) -> None:
+    """Diverged training ends with finite numbers: without this line they would pass for a result."""
+    assert report.warnings(tasks) == []
+    tasks["denoise"]["models"]["bare_attention"] = curve(0.09, 0.07, t=1)
+    assert report.warnings(tasks) == ["bare self-attention is worse than the training mean at denoising"]
