@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from attractor.lab.build import build_candidates
 from attractor.lab.config import (
+    Config,
     MapName,
     OrderName,
     TaskName,
