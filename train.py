@@ -63,6 +63,7 @@ def train(config: Config, folder: RunFolder) -> float:
         }
         stopping = EarlyStopping(config.train.patience)
         train_seconds = 0.0
+        errors: dict[str, float] = {}
         steps = fit(
             network,
             rule,
@@ -103,13 +104,14 @@ def train(config: Config, folder: RunFolder) -> float:
                             validation=errors,
                         ),
                     )
-                bar.set_postfix_str(report.progress(rule, step, errors))
+            bar.set_postfix_str(report.progress(rule, step, errors), refresh=False)
             metrics.write(step.index, values)
             tracker.log(step.index, values)
             if stopping.exhausted:
                 break
         bar.close()
         stopping.restore(couplings.weights)
+        peak_memory = assessment.peak_memory()
 
         with tqdm(desc="choosing", bar_format="{desc}  {elapsed}  {postfix}") as bar:
             choices = assessment.choose_retrievals(
@@ -139,6 +141,7 @@ def train(config: Config, folder: RunFolder) -> float:
             splits,
             outcome,
             train_seconds=train_seconds,
+            peak_memory=peak_memory,
             steps=step.index,
             selected_step=stopping.best_step,
         )

@@ -11,6 +11,7 @@ ordinary least squares over noise drawn on the training images:
     x = <x> + W^T (y - <y>),    W = Cov(y, y)^-1 Cov(y, x)
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -19,6 +20,8 @@ from torch import Generator, Tensor
 
 from attractor.images import Corrupted, Denoise, to_pixels
 
+# Noise is free: a small training set is seen under many draws, or least squares would fit the noise.
+_NOISY_IMAGES = 50_000
 _CHUNK = 4096  # training images turned into float64 at a time: 25 MB for MNIST
 
 
@@ -91,7 +94,8 @@ class LinearRegression:
     def _noisy_chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """y, and y beside x, so that one product gives Cov(y, y) and Cov(y, x)."""
         generator = Generator().manual_seed(self.seed)
-        for clean in self._chunks():
+        draws = max(1, math.ceil(_NOISY_IMAGES / len(self.train)))
+        for clean in (clean for _ in range(draws) for clean in self._chunks()):
             noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32)
             noisy = self.denoise.add_noise(clean, noise.to(clean))
             yield noisy, torch.cat((noisy, clean), 1)

@@ -143,6 +143,7 @@ def run_results(
     assessment: Assessment,
     *,
     train_seconds: float,
+    peak_memory: float,
     steps: int,
     selected_step: int,
 ) -> dict[str, Any]:
@@ -167,13 +168,17 @@ def run_results(
             "steps": steps,
             "selected_step": selected_step,
             "parameters": network.energy.couplings.parameters,
-            # kibibytes on Linux
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": peak_memory,
         },
         "pseudo_likelihood": likelihood,
         "selection": choices_to_json(assessment.choices),
         "tasks": task_results(assessment),
     }
+
+
+def peak_memory() -> float:
+    """The most memory this process has held, MB, libraries and earlier jobs of a sweep included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kibibytes on Linux
 
 
 def choices_to_json(choices: Choices) -> dict[str, Any]:

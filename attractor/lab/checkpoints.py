@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attractor.lab.errors import CheckpointError
+from attractor.lab.errors import CheckpointError, OutputError
 
 SCHEMA = 1
 KEPT = 2
@@ -47,7 +47,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     tensors = {_MEAN: checkpoint.mean} | checkpoint.weights
-    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / _WEIGHTS)
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / _WEIGHTS)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OutputError(f"{temporary} cannot be written: {error}") from error
     manifest = {
         "schema": SCHEMA,
         "step": checkpoint.step,

@@ -53,6 +53,7 @@ class WandbMode(Enum):
     offline = "offline"
     online = "online"
     disabled = "disabled"
+    dryrun = "dryrun"  # wandb's old word for offline, which WANDB_MODE may still hold
 
 
 @dataclass
@@ -248,6 +249,10 @@ def validate(config: Config) -> None:
         _positive("rule.learning_rate", config.rule.learning_rate)
         if config.rule.learning_rate > 1e37:
             raise ConfigError(f"rule.learning_rate is {config.rule.learning_rate}; float32 ends at 3e38")
+    for field_name in ("momentum", "decay", "rate", "ridge", "start"):
+        value = getattr(config.rule, field_name, None)
+        if value is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"rule.{field_name} is {value}; it must be 0 or more, and finite")
     if not 0 <= train.jitter < float("inf"):
         raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
     if not config.task.names:

@@ -35,6 +35,7 @@ def launch(
     try:
         config = typed(raw)
         path = Path(HydraConfig.get().runtime.output_dir if multirun else config.folder)
+        OmegaConf.update(raw, "folder", str(path))  # in a multirun it is Hydra's
         folder = RunFolder(path, OmegaConf.to_yaml(raw, resolve=True))
         check(config)
         torch.set_num_threads(config.threads)

@@ -6,7 +6,7 @@ difference is much smaller than that of either error, since hard images are hard
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def overlaps(
     curves = []
     for batch in batches:
         original = network.encoding.encode(batch.original).flatten(1)
-        states = [network.start(batch), *islice(network.states(batch, retrieval), steps)]
+        states = chain([network.start(batch)], islice(network.states(batch, retrieval), steps))
         cosine = torch.nn.functional.cosine_similarity
         curves.append(torch.stack([cosine(x.flatten(1), original) for x in states], 1))
     return torch.cat(curves)

@@ -3,6 +3,7 @@
 config.yaml  status.json  metrics.jsonl  train.log  results.json  checkpoints/  figures/  wandb/
 """
 
+import errno
 import json
 import logging
 import os
@@ -15,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from attractor.lab.errors import EXIT_CODES, OutputError, Terminated, exit_code
+from attractor.lab.errors import OutputError, Terminated, exit_code
 
 log = logging.getLogger("attractor")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
 
 
 class RunFolder:
@@ -36,13 +38,14 @@ class RunFolder:
             raise OutputError(
                 f"the run folder {self.path.name!r} has '=' or ',' in its name; choose another"
             )
-        if (self.path / "status.json").exists():
+        if self.path.is_dir() and any(self.path.iterdir()):
             self._refuse()
 
     def _refuse(self) -> NoReturn:
+        run = (self.path / "status.json").exists()
         raise OutputError(
-            f"{self.path} already holds a run; nothing was changed. Choose another folder with folder=DIR "
-            "(hydra.sweep.dir=DIR in a multirun), or remove it"
+            f"{self.path} already holds {'a run' if run else 'files'}; nothing was changed. Choose another "
+            "folder with folder=DIR (hydra.sweep.dir=DIR in a multirun), or remove it"
         )
 
     def _create(self) -> None:
@@ -107,7 +110,7 @@ class RunFolder:
             self.status("done")
         except BaseException as error:
             failure: BaseException = error
-            if isinstance(error, OSError) and not isinstance(error, tuple(EXIT_CODES)):
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                 failure = OutputError(f"{self.path} cannot be written: {error}")
             trace = "".join(traceback.format_exception(error))
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, trace, (), None))

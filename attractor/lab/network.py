@@ -4,6 +4,7 @@
 run it. Together they are a `Reconstructor`, like the baselines.
 """
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class Retrieval:
     order: OrderName = OrderName.synchronous
     evidence: float = 0.0
     steps: int | None = None
-    seed: int = 0  # of the draws of gibbs
+    seed: int = 0  # of the draws of gibbs, which depend on how images are batched too
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for results.json."""
@@ -90,7 +91,7 @@ class AttractorNetwork:
         if retrieval.evidence:
             evidence = Evidence(field=retrieval.evidence * x, precision=retrieval.evidence)
         dynamics = Dynamics(
-            map=_map(retrieval),
+            map=_map(retrieval, corrupted),
             order=Sequential() if retrieval.order is OrderName.sequential else Synchronous(),
             inverse_temperature=self.energy.inverse_temperature * retrieval.inverse_temperature,
             inertia=retrieval.inertia,
@@ -113,7 +114,7 @@ class Recall:
             yield self.network.encoding.decode(x)
 
 
-def _map(retrieval: Retrieval) -> Map:
+def _map(retrieval: Retrieval, corrupted: Corrupted) -> Map:
     match retrieval.map:
         case MapName.attention:
             return Attention()
@@ -122,7 +123,9 @@ def _map(retrieval: Retrieval) -> Map:
         case MapName.mean_field_projected:
             return MeanField(projected=True)
         case MapName.gibbs:
-            return Gibbs(generator=Generator().manual_seed(retrieval.seed))
+            # keyed by the images too, or all batches would share their draws
+            content = zlib.crc32(corrupted.corrupted.contiguous().numpy().tobytes())
+            return Gibbs(generator=Generator().manual_seed(retrieval.seed * 2**32 + content))
 
 
 def log_pseudo_likelihood(network: AttractorNetwork, pixels: Tensor, *, batch_size: int) -> float:

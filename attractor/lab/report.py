@@ -68,7 +68,8 @@ def header(config: Config, splits: ImageSplits, network: AttractorNetwork) -> st
 
 def progress(rule: IterativeRule | OneShotRule, step: Step, errors: dict[str, float]) -> str:
     """Behind the progress bar: what training climbs, and the last validation."""
-    shown = "  ".join(f"{task} {error:.4f}" for task, error in errors.items()) + " (validation)"
+    shown = "  ".join(f"{task} {error:.4f}" for task, error in errors.items())
+    shown += " (validation)" if errors else ""
     if isinstance(rule, IterativeRule) and step.objective is not None:
         name, unit = _OBJECTIVES[rule.objective]
         shown = f"{name} {step.objective:.3f}{unit}  {shown}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from attractor.images import Corrupted, check_images, token_mask_to_pixels
@@ -44,6 +45,7 @@ class TrainedModel:
         """
         encoding = self.network.encoding
         check_images(images, channels=encoding.channels, side=encoding.side)
+        images = images.float()
         if mask is not None and (mask.shape != (len(images), encoding.tokens) or mask.dtype != torch.bool):
             expected = f"(B, N) = {(len(images), encoding.tokens)} of bool"
             raise ValueError(f"mask is {tuple(mask.shape)} of {mask.dtype}, expected {expected}")
@@ -93,8 +95,11 @@ def load_run(folder: str | Path) -> TrainedModel:
         )
     for name, weight in own.items():
         weight.copy_(checkpoint.weights[name])
-    results = json.loads((folder / "results.json").read_text())
-    choices = choices_from_json(results["selection"])
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        choices = choices_from_json(results["selection"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'results.json'} is damaged: {error}") from error
     return TrainedModel(folder, config, network, choices, results, checkpoint.step)
 
 
@@ -111,8 +116,13 @@ def _unfinished(folder: Path) -> str:
 def config_from(values: dict[str, Any]) -> Config:
     """A typed configuration from the plain values of a checkpoint."""
     schema = OmegaConf.structured(Config)
-    schema.rule = _rule_schema(values["rule"])
-    config = OmegaConf.to_object(OmegaConf.merge(schema, values))
+    try:
+        schema.rule = _rule_schema(values["rule"])
+        config = OmegaConf.to_object(OmegaConf.merge(schema, values))
+    except (OmegaConfBaseException, KeyError) as error:
+        raise CheckpointError(
+            f"the configuration in the checkpoint is not of this version: {error}"
+        ) from error
     assert isinstance(config, Config)
     return config
 

@@ -43,7 +43,7 @@ def choose(
 def _best_step(network: AttractorNetwork, candidate: Retrieval, corrupted: Corrupted, steps: int) -> Choice:
     states = islice(Recall(network, candidate).reconstruct(corrupted), steps)
     errors = torch.stack([corrupted.squared_error(pixels).mean() for pixels in states])
-    # a state that overflowed is never the best one
-    errors = errors.nan_to_num(nan=torch.inf)
+    if not errors.isfinite().all():
+        errors = torch.full_like(errors, torch.inf)  # a dynamics that overflows later is no choice either
     t = int(errors.argmin())
     return Choice(replace(candidate, steps=t + 1), float(errors[t]))

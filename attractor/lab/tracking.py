@@ -53,7 +53,7 @@ class Tracker:
     def _start(self) -> Any:
         import wandb
 
-        mode = self._config.mode
+        mode = WandbMode.offline if self._config.mode is WandbMode.dryrun else self._config.mode
         if mode is WandbMode.online and not wandb.login(prompt=False, verify=False):
             log.warning("wandb has no key: tracking offline (wandb login, or WANDB_API_KEY)")
             mode = WandbMode.offline

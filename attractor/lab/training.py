@@ -11,8 +11,11 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.images import to_pixels
+from attractor.lab.errors import configuring
 from attractor.lab.network import AttractorNetwork
 from attractor.physics import IterativeRule, NonFiniteError, OneShotRule
+
+_BLOCK = 128  # images encoded at a time
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def fit(
     if isinstance(rule, OneShotRule):
         begin = time.perf_counter()
         batches = images.split(1000)
-        rule.solve(network.energy, (_tokens(network, batch, 0.0, generator) for batch in batches))
+        with configuring():
+            rule.solve(network.energy, (_tokens(network, batch, 0.0, generator) for batch in batches))
         yield Step(1, None, 0.0, time.perf_counter() - begin)
         return
     batches = _batches(images, batch_size, generator)
@@ -70,11 +74,15 @@ def _batches(images: Tensor, batch_size: int, generator: Generator) -> Iterator[
 
 
 def _tokens(network: AttractorNetwork, images: Tensor, jitter: float, generator: Generator) -> Tensor:
+    """Jittered and encoded a block at a time, so that a large batch needs little beside its tokens."""
     with torch.inference_mode():
-        pixels = to_pixels(images)
-        if jitter:
-            pixels = pixels + jitter * torch.randn(pixels.shape, generator=generator)
-        return network.encoding.encode(pixels)
+        tokens = torch.empty(len(images), network.encoding.tokens, network.encoding.dim)
+        for block, out in zip(images.split(_BLOCK), tokens.split(_BLOCK), strict=True):
+            pixels = to_pixels(block)
+            if jitter:
+                pixels += jitter * torch.randn(pixels.shape, generator=generator)
+            out.copy_(network.encoding.encode(pixels))
+        return tokens
 
 
 @dataclass

@@ -103,8 +103,8 @@ class Dynamics:
     """Everything that defines one iteration, but the energy.
 
     inverse_temperature: of retrieval; None keeps the one of the energy. inertia: gamma >= 0.
-    damping: in [0, 1), the share of the old state that is kept. For an unprojected map, whose length means
-    something, inertia averages: y = (map + gamma x)/(1 + gamma).
+    damping: in [0, 1), the share of the old state that is kept. Where the length means something (an
+    unprojected map, or the Gaussian measure), inertia averages: y = (map + gamma x)/(1 + gamma).
     """
 
     map: Map
@@ -134,8 +134,8 @@ class Dynamics:
             here = slice(rows.start, rows.stop)
             old = x[:, here]
             new = self.map(energy, x, evidence=evidence, rows=rows) + self.inertia * old
-            if not self.map.projected:
-                new = new / (1 + self.inertia)
+            if not (self.map.projected and energy.measure.fixed_norm):
+                new = new / (1 + self.inertia)  # no projection will restore the length
             if self.damping:
                 new = torch.lerp(new, old, self.damping)
             if self.map.projected:
@@ -218,10 +218,13 @@ def run(
 ) -> Trajectory:
     """Iterate from x0 (B, N, D) for at most `steps` iterations.
 
-    `map` is `Attention()` unless given. `record(t, x)` is called for t = 0, 1, ... and what it returns is
-    kept. The run stops early when the largest change of a component is at most `tolerance`, against the
-    last state (a fixed point) or the one before (a cycle of period two). Maps that draw are never done.
-    Every image is computed until the run stops, so the trajectory is exact.
+    Unless given, `map` is `Attention()` and all tokens move at once; on the Gaussian measure, where the
+    force is unbounded and moving all at once diverges on images, `MeanField()`, token by token.
+
+    `record(t, x)` is called for t = 0, 1, ... and what it returns is kept. The run stops early when the
+    largest change of a component is at most `tolerance`, against the last state (a fixed point) or the one
+    before (a cycle of period two). Maps that draw are never done.
+    An image whose state no longer changes at all is not computed again.
     Raises ValueError for shapes that do not fit, before any iteration.
     """
     if steps < 1:
@@ -229,10 +232,11 @@ def run(
     if clamped is not None and (clamped.shape != x0.shape[:2] or clamped.dtype != torch.bool):
         given = f"{tuple(clamped.shape)} of {clamped.dtype}"
         raise ValueError(f"clamped is {given}, expected (B, N) = {tuple(x0.shape[:2])} of bool")
-    chosen = map or Attention()
+    fixed_norm = energy.measure.fixed_norm
+    chosen = map or (Attention() if fixed_norm else MeanField())
     dynamics = Dynamics(
         map=chosen,
-        order=order or Synchronous(),
+        order=order or (Synchronous() if fixed_norm else Sequential()),
         inverse_temperature=inverse_temperature,
         inertia=inertia,
         damping=damping,

@@ -52,6 +52,7 @@ def test_every_image_has_its_own_mask() -> None:
 
 def test_denoising_is_ordinary_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
     """scikit-learn's OLS with intercept, on the same noise; chunks of 100 make no difference."""
+    monkeypatch.setattr(regression, "_NOISY_IMAGES", 1)  # one draw
     denoise = Denoise(0.2)
     corrupted = denoise.corrupt(TEST, range(len(TEST)), seed=0)
     clean = to_pixels(SPLITS.train, torch.float64)
@@ -66,8 +67,22 @@ def test_denoising_is_ordinary_least_squares(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(prediction.flatten(1), expected, rtol=0, atol=1e-9)
 
 
-def test_fewer_images_than_pixels_give_the_shortest_solution() -> None:
+def test_a_small_training_set_is_seen_under_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three draws of noise for each image are three times the data; one alone weakens the reference."""
+    train = SPLITS.train[:100]
+    monkeypatch.setattr(regression, "_NOISY_IMAGES", 300)
+    weight, _ = LinearRegression(train, seed=1).least_squares
+    clean = to_pixels(train, torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    draws = [torch.randn(clean.shape, generator=generator).double() for _ in range(3)]
+    noisy = torch.cat([Denoise().add_noise(clean, noise).flatten(1) for noise in draws])
+    oracle = linear_model.LinearRegression().fit(noisy.numpy(), clean.flatten(1).repeat(3, 1).numpy())
+    np.testing.assert_allclose(weight.numpy().T, oracle.coef_, atol=1e-9)
+
+
+def test_fewer_images_than_pixels_give_the_shortest_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     """40 images of 72 pixels: the covariance is singular, and OLS is the one of least norm."""
+    monkeypatch.setattr(regression, "_NOISY_IMAGES", 1)
     train = SPLITS.train[:40]
     model = LinearRegression(train, seed=1)
     weight, _ = model.least_squares
