@@ -88,7 +88,8 @@ class RunFolder:
 
     def say(self, text: str) -> None:
         """Print, and keep it in train.log."""
-        print(text)
+        with suppress(BrokenPipeError):  # the reader has gone; the run has not
+            print(text, flush=True)
         for handler in self._handlers:
             handler.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, text, (), None))
 

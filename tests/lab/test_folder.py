@@ -263,3 +263,11 @@ def test_metrics_are_flushed_line_by_line(tmp_path: Path) -> None:
     first = json.loads(lines[0])
     assert (first["step"], first["train/rate"], first["val/masked"]) == (1, 0.1, None)
     assert first["time"] <= json.loads(lines[2])["time"]
+
+
+def test_a_folder_with_files_of_ones_own_is_refused(tmp_path: Path) -> None:
+    """Only an empty or a new folder becomes a run: folder=conf would otherwise overwrite conf/config.yaml."""
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(OutputError, match="already holds files; nothing was changed"):
+        RunFolder(tmp_path, "theirs")
+    assert contents(tmp_path) == {"config.yaml": b"mine"}

@@ -357,3 +357,9 @@ def test_a_run_given_twice_is_refused(trained, make_comparison, again: str, tmp_
     with pytest.raises(ConfigError, match="given twice"):
         compare(make_comparison([trained.path, trained.path / again], f"folder={folder.path}"), folder)
     assert not folder.path.exists()
+
+
+def test_double_precision_images_are_taken(loaded) -> None:
+    """torch.from_numpy(image / 255) is float64: it must give what float32 gives, not an error of bmm."""
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded.reconstruct(images.double()), loaded.reconstruct(images))
