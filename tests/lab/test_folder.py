@@ -266,7 +266,7 @@ def test_metrics_are_flushed_line_by_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_files_of_ones_own_is_refused(tmp_path: Path) -> None:
-    """Only an empty or a new folder becomes a run: folder=conf would otherwise overwrite conf/config.yaml."""
+    """Only an empty or new folder becomes a run: folder=conf would else overwrite conf/config.yaml."""
     (tmp_path / "config.yaml").write_text("mine")
     with pytest.raises(OutputError, match="already holds files; nothing was changed"):
         RunFolder(tmp_path, "theirs")
