@@ -16,8 +16,6 @@ from attractor.images import Corrupted, Reconstructor, Task, to_pixels
 from attractor.lab.network import AttractorNetwork, Retrieval
 from attractor.physics import NonFiniteError
 
-CORRUPTED = "corrupted"
-
 
 @dataclass(frozen=True)
 class TaskErrors:
