@@ -34,11 +34,12 @@ class Measure(Protocol):
 
     def log_normaliser(self, h: Tensor, *, dim: int = -1) -> Tensor:
         """psi(h), without the axis `dim`, in nats."""
-        ...
+        return self.log_normaliser_and_gain(h, dim=dim)[0]
 
     def mean(self, h: Tensor, *, dim: int = -1) -> Tensor:
         """grad psi(h), shaped like h."""
-        ...
+        gain = self.log_normaliser_and_gain(h, dim=dim)[1]
+        return self.apply_gain(h, gain, torch.ones((), dtype=h.dtype, device=h.device), dim=dim)
 
     def log_normaliser_and_gain(
         self, h: Tensor, *, dim: int = -1, precision: Tensor | float = 0.0
@@ -59,7 +60,7 @@ class Measure(Protocol):
         ...
 
 
-class Sphere:
+class Sphere(Measure):
     """Unit vectors of R^D, uniform; with a natural parameter: the von Mises-Fisher distribution.
 
     psi(h) = log[Gamma(D/2) (2/k)^(D/2-1) I_{D/2-1}(k)],  k = |h|;   mean(h) = I_{D/2}(k)/I_{D/2-1}(k) h/k.
@@ -72,12 +73,6 @@ class Sphere:
         if dim < 2:
             raise ValueError(f"Sphere needs dim >= 2, got {dim}")
         self.dim = dim
-
-    def log_normaliser(self, h: Tensor, *, dim: int = -1) -> Tensor:
-        return self.log_normaliser_and_gain(h, dim=dim)[0]
-
-    def mean(self, h: Tensor, *, dim: int = -1) -> Tensor:
-        return self.log_normaliser_and_gain(h, dim=dim)[1].unsqueeze(dim) * h
 
     def log_normaliser_and_gain(
         self, h: Tensor, *, dim: int = -1, precision: Tensor | float = 0.0
@@ -130,7 +125,7 @@ class Sphere:
         return x.to(h.dtype).reshape(h.shape)
 
 
-class Circles:
+class Circles(Measure):
     """K unit 2-vectors side by side, scaled by 1/sqrt(K) so that the token has norm 1; D = 2K.
 
     psi(h) = sum_k log I_0(|h_k|/sqrt K);   mean(h)_k = I_1/I_0(|h_k|/sqrt K) h_k/(|h_k| sqrt K).
@@ -146,13 +141,6 @@ class Circles:
         self.circles = circles
         self.dim = 2 * circles
         self._circle = Sphere(2)
-
-    def log_normaliser(self, h: Tensor, *, dim: int = -1) -> Tensor:
-        return self.log_normaliser_and_gain(h, dim=dim)[0]
-
-    def mean(self, h: Tensor, *, dim: int = -1) -> Tensor:
-        gain = self.log_normaliser_and_gain(h, dim=dim)[1]
-        return self.apply_gain(h, gain, torch.ones((), dtype=h.dtype, device=h.device), dim=dim)
 
     def log_normaliser_and_gain(
         self, h: Tensor, *, dim: int = -1, precision: Tensor | float = 0.0
@@ -178,7 +166,7 @@ class Circles:
         return self._circle.sample(pairs, generator=generator).flatten(-2) / math.sqrt(self.circles)
 
 
-class Gaussian:
+class Gaussian(Measure):
     """R^D with density N(0, P^-1); with a natural parameter: N(P^-1 h, P^-1).
 
     psi(h) = h^T P^-1 h / 2;   mean(h) = P^-1 h. An observation of precision p turns P into P + p I in both,
@@ -201,13 +189,6 @@ class Gaussian:
         self._eigenvalues, self._eigenvectors = torch.linalg.eigh(precision)
         if self._eigenvalues[0] <= 0:
             raise ValueError(f"precision has eigenvalue {self._eigenvalues[0]:.3g}; all must be positive")
-
-    def log_normaliser(self, h: Tensor, *, dim: int = -1) -> Tensor:
-        return self.log_normaliser_and_gain(h, dim=dim)[0]
-
-    def mean(self, h: Tensor, *, dim: int = -1) -> Tensor:
-        gain = self.log_normaliser_and_gain(h, dim=dim)[1]
-        return self.apply_gain(h, gain, torch.ones((), dtype=h.dtype, device=h.device), dim=dim)
 
     def log_normaliser_and_gain(
         self, h: Tensor, *, dim: int = -1, precision: Tensor | float = 0.0
