@@ -3,7 +3,7 @@
 Depends on torch alone.
 """
 
-from attractor.physics.couplings import Couplings, Hopfield, Pairwise
+from attractor.physics.couplings import Couplings, Hopfield, Pairwise, neighbourhood
 from attractor.physics.dynamics import (
     Attention,
     Dynamics,
@@ -16,9 +16,12 @@ from attractor.physics.dynamics import (
     iterate,
     run,
 )
-from attractor.physics.energies import Evidence, LocalEnergy
+from attractor.physics.energies import LocalEnergy
+from attractor.physics.evidence import Evidence
+from attractor.physics.kernels import Backend
 from attractor.physics.measures import Circles, Gaussian, Measure, Sphere
 from attractor.physics.optimisers import SGD, Adam
+from attractor.physics.ranks import Ranks
 from attractor.physics.rules import (
     EnergyDescent,
     Hebb,
@@ -34,6 +37,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Attention",
+    "Backend",
     "Circles",
     "Couplings",
     "Dynamics",
@@ -51,6 +55,7 @@ __all__ = [
     "OneShotRule",
     "Pairwise",
     "PseudoLikelihood",
+    "Ranks",
     "Ridge",
     "Sequential",
     "Sphere",
@@ -58,6 +63,7 @@ __all__ = [
     "Synchronous",
     "Trajectory",
     "iterate",
+    "neighbourhood",
     "random_start",
     "run",
 ]

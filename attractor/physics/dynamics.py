@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from attractor.physics.energies import Evidence, LocalEnergy
+from attractor.physics.energies import LocalEnergy
+from attractor.physics.evidence import Evidence
 
 
 class Map(Protocol):

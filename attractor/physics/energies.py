@@ -14,47 +14,22 @@ of sum_i e_i has cross terms and is another dynamics; sum_i e_i is no Lyapunov f
 An evidence adds an external field to every h_is: h_is = lambda u_is + field_i. It leaves alpha as it is,
 adds field_i/lambda to the force and -x_i . field_i/lambda to e_i, and moves beta and the mean.
 
-Everything is written in the natural parameters h_is, block by block: R rows, all S sources, B images,
-features before images (see `couplings`). Nothing here depends on what the sources are.
+The sums over sources are done by a kernel (see `kernels`); nothing here depends on what the sources are.
 
 Source: D'Amico & Negri 2024, arXiv 2409.16112; Shim 2021; D'Amico et al. 2025, arXiv 2507.05147.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from attractor.physics.couplings import Couplings
+from attractor.physics.evidence import Evidence
+from attractor.physics.kernels import Backend, Kernel, choose
+from attractor.physics.kernels.blocks import Block, blocks
 from attractor.physics.measures import Measure
-
-# A block of fields this large stays in the cache of one core; measured in benchmarks/step.py.
-_BLOCK_BYTES = 1_500_000
-_BLOCK_IMAGES = 128
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of the tokens beside their conditionals.
-
-    field (B, N, D): a natural parameter, y_i/sigma^2 for an observation y_i with noise variance sigma^2.
-    precision: 1/sigma^2, a number or one for each token (N,); every density gains a factor
-    exp(-precision |x_i|^2/2). Where the norm of a token is fixed that is a constant, and is left out.
-    """
-
-    field: Tensor
-    precision: Tensor | float = 0.0
-
-
-@dataclass(frozen=True)
-class _Block:
-    rows: range
-    images: slice
-    own: Tensor  # (R, D, B) x_i
-    natural: Tensor  # (R, S, D, B) h_is
-    presynaptic: Tensor  # (N, B, D) x_j
-    precision: Tensor  # (R, 1, 1) of the evidence
+from attractor.physics.ranks import Ranks
 
 
 class LocalEnergy:
@@ -62,83 +37,95 @@ class LocalEnergy:
 
     Methods take tokens x (B, N, D) on the manifold of the measure, and `rows`, a range of tokens i to
     evaluate (all of them unless given). Raises ValueError for shapes that do not fit.
+
+    `ranks`: the processes that share the rows, where there are several: then every method that returns
+    rows must be called by all of them at once, and gives all rows to each.
     """
 
-    def __init__(self, couplings: Couplings, measure: Measure, *, inverse_temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        couplings: Couplings,
+        measure: Measure,
+        *,
+        inverse_temperature: float = 1.0,
+        backend: Backend = Backend.auto,
+        ranks: Ranks | None = None,
+    ) -> None:
         if couplings.dim != measure.dim:
             raise ValueError(f"couplings have dim {couplings.dim}, the measure has {measure.dim}")
         if not 0 < inverse_temperature < float("inf"):
             raise ValueError(f"inverse_temperature must be positive, got {inverse_temperature}")
+        expected = range(couplings.tokens) if ranks is None else ranks.rows(couplings.tokens)
+        if couplings.rows != expected:
+            raise ValueError(f"couplings hold {couplings.rows}, this process has {expected}")
         self.couplings = couplings
         self.measure = measure
         self.inverse_temperature = inverse_temperature
+        self.backend = backend
+        self.ranks = ranks
 
     def at(self, inverse_temperature: float) -> "LocalEnergy":
         """The same couplings, shared, at another temperature (that of retrieval, say)."""
-        return LocalEnergy(self.couplings, self.measure, inverse_temperature=inverse_temperature)
+        return LocalEnergy(
+            self.couplings,
+            self.measure,
+            inverse_temperature=inverse_temperature,
+            backend=self.backend,
+            ranks=self.ranks,
+        )
+
+    @property
+    def kernel(self) -> Kernel:
+        """What does the sums; ValueError if the backend asked for cannot."""
+        return choose(self.backend, self.couplings, self.measure)
 
     def energy(self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None) -> Tensor:
         """e_i (B, R)."""
-        rows = self._rows(rows)
-        energy = x.new_empty(len(rows), len(x))
-        for block in self._blocks(x, rows, evidence):
-            log_sum = torch.logsumexp(self._scores(block), 1) - self._penalty(block)
-            _put(energy, block, -log_sum / self.inverse_temperature, rows)
-        return energy.T
+
+        def own(rows: range) -> Tensor:
+            log_sum = self._posterior(x, rows, evidence)[0] - self._penalty(x, rows, evidence)
+            return -log_sum / self.inverse_temperature
+
+        return self._gathered(x, rows, evidence, own)
 
     def attention(self, x: Tensor, *, rows: range | None = None) -> Tensor:
         """alpha_is (B, R, S); rows sum to 1, an excluded source has 0."""
-        rows = self._rows(rows)
-        attention = x.new_empty(len(rows), self.couplings.sources, len(x))
-        for block in self._blocks(x, rows):
-            _put(attention, block, torch.softmax(self._scores(block), 1), rows)
-        return attention.movedim(-1, 0)
+        return self._by_source(x, rows, None, lambda block: block.scores())
 
     def force(self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None) -> Tensor:
         """f_i = -d e_i/d x_i (B, R, D): self-attention."""
-        rows = self._rows(rows)
-        force = x.new_empty(len(rows), self.couplings.dim, len(x))
-        for block in self._blocks(x, rows, evidence):
-            attention = torch.softmax(self._scores(block), 1)
-            mixed = (block.natural * attention.unsqueeze(2)).sum(1)
-            if not self.measure.fixed_norm:
-                mixed -= block.precision * block.own  # the derivative of the penalty
-            _put(force, block, mixed / self.inverse_temperature, rows)
-        return force.movedim(-1, 0)
+
+        def own(rows: range) -> Tensor:
+            attended = self._posterior(x, rows, evidence)[1]
+            if not self.measure.fixed_norm and evidence is not None:
+                # the derivative of the penalty
+                attended = attended - self._precision(evidence, x, rows).unsqueeze(-1) * _of(x, rows)
+            return attended / self.inverse_temperature
+
+        return self._gathered(x, rows, evidence, own)
 
     def prior_attention(
         self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None
     ) -> Tensor:
         """beta_is (B, R, S): attention before token i is looked at."""
-        rows = self._rows(rows)
-        prior = x.new_empty(len(rows), self.couplings.sources, len(x))
-        for block in self._blocks(x, rows, evidence):
-            _put(prior, block, torch.softmax(self._log_normalisers(block)[0], 1), rows)
-        return prior.movedim(-1, 0)
+        return self._by_source(x, rows, evidence, lambda block: block.log_normalisers()[0])
 
     def conditional_mean(
         self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None
     ) -> Tensor:
         """E[x_i | x_others] (B, R, D); its length carries the certainty."""
-        rows = self._rows(rows)
-        mean = x.new_empty(len(rows), self.couplings.dim, len(x))
-        for block in self._blocks(x, rows, evidence):
-            psi, gain = self._log_normalisers(block)
-            prior = torch.softmax(psi, 1)
-            _put(mean, block, self.measure.apply_gain(block.natural, gain, prior, dim=2).sum(1), rows)
-        return mean.movedim(-1, 0)
+        return self._gathered(x, rows, evidence, lambda rows: self._prior(x, rows, evidence)[1])
 
     def log_conditional(
         self, x: Tensor, *, evidence: Evidence | None = None, rows: range | None = None
     ) -> Tensor:
         """log p(x_i | x_others) (B, R), nats, relative to the spin measure."""
-        rows = self._rows(rows)
-        logarithm = x.new_empty(len(rows), len(x))
-        for block in self._blocks(x, rows, evidence):
-            psi, _ = self._log_normalisers(block)
-            log_sum = self._scores(block).logsumexp(1) - self._penalty(block)
-            _put(logarithm, block, log_sum - psi.logsumexp(1), rows)
-        return logarithm.T
+
+        def own(rows: range) -> Tensor:
+            log_sum = self._posterior(x, rows, evidence)[0] - self._penalty(x, rows, evidence)
+            return log_sum - self._prior(x, rows, evidence)[0]
+
+        return self._gathered(x, rows, evidence, own)
 
     def sample_conditional(
         self,
@@ -148,11 +135,16 @@ class LocalEnergy:
         evidence: Evidence | None = None,
         rows: range | None = None,
     ) -> Tensor:
-        """One draw of every x_i from p(x_i | x_others) (B, R, D): a source by beta, then a spin."""
-        rows = self._rows(rows)
-        sample = x.new_empty(len(rows), self.couplings.dim, len(x))
+        """One draw of every x_i from p(x_i | x_others) (B, R, D): a source by beta, then a spin.
+
+        One process only: a ValueError where several share the rows, whose draws would repeat each other.
+        """
+        if self.ranks is not None:
+            raise ValueError("draws are made by one process; several would repeat each other's")
+        rows = self._checked(x, rows, evidence)
+        sample = x.new_empty(len(x), len(rows), x.shape[2])
         for block in self._blocks(x, rows, evidence):
-            prior = torch.softmax(self._log_normalisers(block)[0], 1)  # (R, S, B)
+            prior = torch.softmax(block.log_normalisers()[0], 1)  # (R, S, B)
             flat = prior.transpose(1, 2).reshape(-1, prior.shape[1])
             # where the state has overflowed any source will do: its field is not finite, nor is the draw
             flat = torch.where(flat.isfinite().all(1, keepdim=True), flat, 1.0)
@@ -160,8 +152,8 @@ class LocalEnergy:
             chosen = block.natural.take_along_dim(source, 1).squeeze(1).movedim(1, -1)  # (R, B, D)
             precision = block.precision.squeeze(-1)  # (R, 1)
             drawn = self.measure.sample(chosen, generator=generator, precision=precision)
-            _put(sample, block, drawn.movedim(-1, 1), rows)
-        return sample.movedim(-1, 0)
+            block.put(sample, drawn.movedim(-1, 1))
+        return sample
 
     def coupling_gradient(self, x: Tensor) -> dict[str, Tensor]:
         """d/d weights of mean_B sum_i log p(x_i | x_others): the direction in which to learn."""
@@ -173,100 +165,105 @@ class LocalEnergy:
         """A buffer for `accumulate_gradient`, shaped and laid out like the weights."""
         return {name: torch.zeros_like(weight) for name, weight in self.couplings.weights.items()}
 
-    def accumulate_gradient(self, x: Tensor, gradient: dict[str, Tensor]) -> Tensor:
-        """Add `coupling_gradient(x)` to `gradient` and return log p(x_i | x_others) (B, N)."""
-        rows = self._rows(None)
-        scale = self.inverse_temperature / len(x)
-        logarithm = x.new_empty(len(rows), len(x))
-        for block in self._blocks(x, rows):
-            psi, gain = self._log_normalisers(block)
-            posterior, log_sum = _softmax_and_log_sum(self._scores(block))
-            prior, log_partition = _softmax_and_log_sum(psi)
-            _put(logarithm, block, log_sum - log_partition, rows)
-            by_field = self.measure.apply_gain(block.natural, gain, prior.mul_(-scale), dim=2)
-            by_field.addcmul_(posterior.mul_(scale).unsqueeze(2), block.own.unsqueeze(1))
-            self.couplings.accumulate(gradient, by_field, block.presynaptic, rows=block.rows)
-        return logarithm.T
+    def accumulate_gradient(
+        self, x: Tensor, gradient: dict[str, Tensor], *, rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """Add `coupling_gradient(x)` to `gradient` and return log p(x_i | x_others) (B, R).
 
-    def accumulate_positive_phase(self, x: Tensor, gradient: dict[str, Tensor]) -> Tensor:
-        """Add -d/d weights of mean_B sum_i e_i, <alpha_is x_i x_j^T>, to `gradient`; return e_i (B, N)."""
-        rows = self._rows(None)
-        energy = x.new_empty(len(rows), len(x))
-        for block in self._blocks(x, rows):
-            posterior, log_sum = _softmax_and_log_sum(self._scores(block))
-            _put(energy, block, -log_sum / self.inverse_temperature, rows)
-            by_field = posterior.mul_(1 / len(x)).unsqueeze(2) * block.own.unsqueeze(1)
-            self.couplings.accumulate(gradient, by_field, block.presynaptic, rows=block.rows)
-        return energy.T
+        Only rows that this process holds, all of them unless given in ascending order; no communication.
+        """
+        rows = self._own_rows(x, rows)
+        temperature = self.inverse_temperature
+        return self.kernel.accumulate(
+            x, gradient, rows, inverse_temperature=temperature, scale=temperature, contrast=True
+        )
 
-    def _rows(self, rows: range | None) -> range:
-        every = range(self.couplings.tokens)
+    def accumulate_positive_phase(
+        self, x: Tensor, gradient: dict[str, Tensor], *, rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """Add -d/d weights of mean_B sum_i e_i, <alpha_is x_i x_j^T>, to `gradient`; return e_i (B, R)."""
+        rows = self._own_rows(x, rows)
+        log_sum = self.kernel.accumulate(
+            x, gradient, rows, inverse_temperature=self.inverse_temperature, scale=1.0, contrast=False
+        )
+        return -log_sum / self.inverse_temperature
+
+    def _posterior(self, x: Tensor, rows: range, evidence: Evidence | None) -> tuple[Tensor, Tensor]:
+        return self.kernel.posterior(
+            x, rows, inverse_temperature=self.inverse_temperature, evidence=evidence
+        )
+
+    def _prior(self, x: Tensor, rows: range, evidence: Evidence | None) -> tuple[Tensor, Tensor]:
+        return self.kernel.prior(x, rows, inverse_temperature=self.inverse_temperature, evidence=evidence)
+
+    def _precision(self, evidence: Evidence, x: Tensor, rows: range) -> Tensor:
+        """1/sigma^2 of the tokens `rows`, (R,)."""
+        precision = torch.as_tensor(evidence.precision, dtype=x.dtype, device=x.device)
+        return precision.expand(self.couplings.tokens)[rows.start : rows.stop]
+
+    def _penalty(self, x: Tensor, rows: range, evidence: Evidence | None) -> Tensor | float:
+        """precision |x_i|^2/2 (B, R), what an observation costs beside its field; 0 for a fixed norm."""
+        if self.measure.fixed_norm or evidence is None:
+            return 0.0
+        squared: Tensor = _of(x, rows).square().sum(-1) / 2
+        return squared * self._precision(evidence, x, rows)
+
+    def _by_source(
+        self,
+        x: Tensor,
+        rows: range | None,
+        evidence: Evidence | None,
+        logits: Callable[[Block], Tensor],
+    ) -> Tensor:
+        """softmax over the sources, (B, R, S): the one quantity that keeps them apart."""
+
+        def own(rows: range) -> Tensor:
+            softmax = x.new_empty(len(x), len(rows), self.couplings.sources)
+            for block in self._blocks(x, rows, evidence):
+                block.put(softmax, torch.softmax(logits(block), 1))
+            return softmax
+
+        return self._gathered(x, rows, evidence, own)
+
+    def _blocks(self, x: Tensor, rows: range, evidence: Evidence | None) -> Iterator[Block]:
+        temperature = self.inverse_temperature
+        return blocks(
+            self.couplings, self.measure, x, rows, inverse_temperature=temperature, evidence=evidence
+        )
+
+    def _gathered(
+        self,
+        x: Tensor,
+        rows: range | None,
+        evidence: Evidence | None,
+        own: Callable[[range], Tensor],
+    ) -> Tensor:
+        """own(rows), each process doing the rows that it holds."""
+        rows = self._checked(x, rows, evidence)
+        return own(rows) if self.ranks is None else self.ranks.gather(own, rows, self.couplings.tokens)
+
+    def _own_rows(self, x: Tensor, rows: Sequence[int] | None) -> Sequence[int]:
+        self._checked(x, None, None)
+        return self.couplings.rows if rows is None else rows
+
+    def _checked(self, x: Tensor, rows: range | None, evidence: Evidence | None) -> range:
+        n, d = self.couplings.tokens, self.couplings.dim
+        if x.dim() != 3 or x.shape[1:] != (n, d):
+            raise ValueError(f"tokens have shape {tuple(x.shape)}, expected (B, N, D) = (B, {n}, {d})")
+        if evidence is not None:
+            if evidence.field.shape != x.shape:
+                shapes = f"{tuple(evidence.field.shape)}, the tokens {tuple(x.shape)}"
+                raise ValueError(f"the field of the evidence has shape {shapes}")
+            given = tuple(torch.as_tensor(evidence.precision).shape)
+            if given not in ((), (n,)):
+                raise ValueError(f"the precision of the evidence has shape {given}, expected () or ({n},)")
+        every = range(n)
         if rows is None:
             return every
         if rows.step != 1 or not 0 <= rows.start <= rows.stop <= every.stop:
             raise ValueError(f"rows are {rows}, expected a range of step 1 within {every}")
         return rows
 
-    def _blocks(self, x: Tensor, rows: range, evidence: Evidence | None = None) -> Iterator[_Block]:
-        n, d = self.couplings.tokens, self.couplings.dim
-        if x.dim() != 3 or x.shape[1:] != (n, d):
-            raise ValueError(f"tokens have shape {tuple(x.shape)}, expected (B, N, D) = (B, {n}, {d})")
-        if evidence is not None and evidence.field.shape != x.shape:
-            shapes = f"{tuple(evidence.field.shape)}, the tokens {tuple(x.shape)}"
-            raise ValueError(f"the field of the evidence has shape {shapes}")
-        precision = 0.0 if evidence is None else evidence.precision
-        precisions = torch.as_tensor(precision, dtype=x.dtype, device=x.device)
-        if precisions.shape not in ((), (n,)):
-            given = tuple(precisions.shape)
-            raise ValueError(f"the precision of the evidence has shape {given}, expected () or ({n},)")
-        precisions = precisions.expand(n)
-        for first in range(0, len(x), _BLOCK_IMAGES):
-            images = slice(first, min(first + _BLOCK_IMAGES, len(x)))
-            tokens = x[images].permute(1, 2, 0).contiguous()  # (N, D, B)
-            presynaptic = x[images].transpose(0, 1).contiguous()  # (N, B, D)
-            row_bytes = self.couplings.sources * tokens[0].numel() * x.element_size()
-            height = max(1, _BLOCK_BYTES // row_bytes)
-            for start in range(rows.start, rows.stop, height):
-                block = range(start, min(start + height, rows.stop))
-                natural = self.couplings.fields(tokens, block)
-                if self.inverse_temperature != 1:
-                    natural *= self.inverse_temperature
-                if evidence is not None:
-                    field = evidence.field[images, block.start : block.stop]
-                    natural += field.permute(1, 2, 0).unsqueeze(1)
-                own = tokens[block.start : block.stop]
-                observed = precisions[block.start : block.stop, None, None]
-                yield _Block(block, images, own, natural, presynaptic, observed)
 
-    def _scores(self, block: _Block) -> Tensor:
-        """x_i . h_is (R, S, B), -inf where there is no source."""
-        scores = (block.natural * block.own.unsqueeze(1)).sum(2)
-        self.couplings.exclude(scores, block.rows)
-        return scores
-
-    def _penalty(self, block: _Block) -> Tensor | float:
-        """precision |x_i|^2/2 (R, B), what an observation costs beside its field; 0 for a fixed norm."""
-        if self.measure.fixed_norm:
-            return 0.0
-        squared: Tensor = (block.own * block.own).sum(1) / 2
-        return squared * block.precision.squeeze(-1)
-
-    def _log_normalisers(self, block: _Block) -> tuple[Tensor, Tensor]:
-        """psi(h_is) (R, S, B), -inf where there is no source, and the gain that gives grad psi."""
-        psi, gain = self.measure.log_normaliser_and_gain(block.natural, dim=2, precision=block.precision)
-        self.couplings.exclude(psi, block.rows)
-        return psi, gain
-
-
-def _softmax_and_log_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax and logsumexp over axis 1, sharing the exponentials; overwrites `logits`."""
-    highest = logits.amax(1, keepdim=True)
-    exponentials = logits.sub_(highest).exp_()
-    total = exponentials.sum(1, keepdim=True)
-    log_sum = (highest + torch.log(total)).squeeze(1)
-    return exponentials.div_(total), log_sum
-
-
-def _put(out: Tensor, block: _Block, value: Tensor, rows: range) -> None:
-    """Write the values of a block (R, ..., B) where they belong in out (all rows, ..., all images)."""
-    out[block.rows.start - rows.start : block.rows.stop - rows.start, ..., block.images] = value
+def _of(x: Tensor, rows: range) -> Tensor:
+    return x[:, rows.start : rows.stop]

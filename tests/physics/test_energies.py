@@ -15,9 +15,9 @@ from attractor.physics import (
     LocalEnergy,
     Pairwise,
     Sphere,
-    energies,
     random_start,
 )
+from attractor.physics.kernels import blocks
 
 # float64 everywhere; psi of the sphere is good to 1e-9 (1 + |psi|), all else to rounding
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -403,8 +403,8 @@ def test_blocks_do_not_show(system, monkeypatch, block_bytes: int, block_images:
     whole, gradient = _everything(energy, x, evidence), energy.coupling_gradient(x)["couplings"]
     positive = energy.zero_gradient()
     energy.accumulate_positive_phase(x, positive)
-    monkeypatch.setattr(energies, "_BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(energies, "_BLOCK_IMAGES", block_images)
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(blocks, "_BLOCK_IMAGES", block_images)
     for name, value in _everything(energy, x, evidence).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(energy.coupling_gradient(x)["couplings"], gradient, rtol=1e-12, atol=1e-12)
