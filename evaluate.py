@@ -11,11 +11,13 @@ from tqdm import tqdm
 
 from attractor.lab import assessment, figures, report
 from attractor.lab.build import build_data, build_tasks
-from attractor.lab.config import CompareConfig, register, validate_comparison
+from attractor.lab.config import CompareConfig, register
+from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.entry import launch
 from attractor.lab.folder import RunFolder
 from attractor.lab.runs import enough_steps, load_run, same_data
 from attractor.lab.tracking import Tracker
+from attractor.lab.validation import validate_comparison
 
 register()
 
@@ -26,9 +28,15 @@ def main(raw: DictConfig) -> None:
     launch(raw, check=validate_comparison, job=compare)
 
 
-def compare(config: CompareConfig, folder: RunFolder) -> None:
-    """Load the runs, evaluate them and the references, write results.json, table and figure."""
-    runs = [load_run(run) for run in config.runs]
+def compare(config: CompareConfig, folder: RunFolder, processes: Processes | None = None) -> None:
+    """Load the runs, evaluate them and the references, write results.json, table and figure.
+
+    Several processes share the rows of the couplings; the first one alone has references and results.
+    """
+    processes = processes or Processes()
+    placed = {"device": config.device, "backend": config.backend, "ranks": processes.ranks}
+    runs = [load_run(run, **placed) for run in config.runs]
+    refuse_draws({choice.retrieval.map for run in runs for choice in run.every_choice}, processes)
     same_data(runs)
     enough_steps(runs, config.steps)
     first = runs[0]
@@ -41,12 +49,16 @@ def compare(config: CompareConfig, folder: RunFolder) -> None:
         name=f"evaluate-{splits.name}-{len(runs)}-runs",
         job_type="eval",
         settings=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
+        silent=folder.silent,
     )
-    with folder.job(), tracker:
-        with tqdm(desc="evaluating", bar_format="{desc}  {elapsed}  {postfix}") as bar:
-            references = assessment.references(
-                splits, tasks.values(), validation_images=len(splits.validation), seed=config.seed
-            )
+    with folder.job(), processes.last_words(), tracker:
+        plain = {"bar_format": "{desc}  {elapsed}  {postfix}", "disable": folder.silent}
+        with tqdm(desc="evaluating", **plain) as bar:
+            references = {}
+            if processes.first:
+                references = assessment.references(
+                    splits, tasks.values(), validation_images=len(splits.validation), seed=config.seed
+                )
             outcome = assessment.assess(
                 {name: (run.network, run.choices) for name, run in zip(names, runs, strict=True)},
                 references,
@@ -58,6 +70,8 @@ def compare(config: CompareConfig, folder: RunFolder) -> None:
                 seed=config.seed,
                 progress=bar.set_postfix_str,
             )
+        if not processes.first:
+            return
         results = {
             "schema": assessment.SCHEMA,
             "data": splits.name,

@@ -3,25 +3,29 @@
 uv run train.py                                     embedded digits, under two minutes
 uv run train.py experiment=mnist data.root=DIR      any field of conf/ from the command line
 uv run train.py -m rule.learning_rate=0.01,0.03     Hydra multirun
+uv run train.py resume=DIR                          go on with an interrupted run
+uv run torchrun --standalone --nproc-per-node 2 train.py      processes that share the rows
 """
 
 import time
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from torch import Generator
 from tqdm import tqdm
 
 from attractor.images import pixel_mean
 from attractor.lab import assessment, checkpoints, report
 from attractor.lab.build import build_candidates, build_data, build_network, build_rule, build_tasks
-from attractor.lab.config import Config, register, validate
+from attractor.lab.config import Config, register
+from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.drawing import draw_run
 from attractor.lab.entry import launch
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.resuming import restore, snapshot
 from attractor.lab.selection import choose
 from attractor.lab.tracking import Tracker
 from attractor.lab.training import EarlyStopping, fit
+from attractor.lab.validation import validate
 from attractor.physics import IterativeRule
 
 register()
@@ -33,37 +37,50 @@ def main(raw: DictConfig) -> float | None:
     return launch(raw, check=validate, job=train)
 
 
-def train(config: Config, folder: RunFolder) -> float:
-    """One run, from data to figures; returns its validation score, for sweepers."""
+def train(config: Config, folder: RunFolder, processes: Processes | None = None) -> float:
+    """One run, from data to figures; returns its validation score, for sweepers.
+
+    Several processes do the same on their own rows of the couplings; the first one alone has references,
+    results and figures.
+    """
     begin = time.perf_counter()
-    splits = build_data(config.data)
+    processes = processes or Processes()
+    refuse_draws(config.dynamics.maps, processes)
+    with processes.in_turn():
+        splits = build_data(config.data)
     mean = pixel_mean(splits.train)
-    network = build_network(config.model, mean, seed=config.seed)
+    placed = {"seed": config.seed, "device": config.device, "backend": config.backend}
+    network = build_network(config.model, mean, **placed, ranks=processes.ranks)
     rule = build_rule(config.rule, network, seed=config.seed)
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
     # the first inertia is enough to tell couplings apart while they are trained
     candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
     couplings = network.energy.couplings
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    stopping = EarlyStopping(config.train.patience)
+    done, train_seconds, objective, errors = 0, 0.0, None, {}
+    if folder.resumed:
+        start = restore(folder.checkpoints, network, rule, stopping, mean=mean)
+        done, train_seconds, errors = start.step, start.position.train_seconds, start.validation
     tracker = Tracker(
         config.wandb,
         folder=folder.path,
         name=f"{config.model.name}-{splits.name}-seed{config.seed}",
         job_type="train",
         settings=settings,
+        silent=folder.silent,
     )
 
-    with folder.job(), tracker, MetricsFile(folder.path / "metrics.jsonl") as metrics:
+    with folder.job(), processes.last_words(), tracker, folder.metrics(done=done) as metrics:
         folder.say(report.header(config, splits, network))
+        if folder.resumed:
+            folder.say(f"going on from step {done}")
         validation = {
             name: assessment.validation_batch(
                 splits, task, images=config.train.validation_images, seed=config.eval.seed
             )
             for name, task in tasks.items()
         }
-        stopping = EarlyStopping(config.train.patience)
-        train_seconds = 0.0
-        errors: dict[str, float] = {}
         steps = fit(
             network,
             rule,
@@ -72,16 +89,25 @@ def train(config: Config, folder: RunFolder) -> float:
             batch_size=config.train.batch_size,
             learning_rate=getattr(config.rule, "learning_rate", 0.0),
             jitter=config.train.jitter,
-            generator=Generator().manual_seed(config.seed),
+            seed=config.seed,
+            done=done,
         )
         total = config.train.steps if isinstance(rule, IterativeRule) else 1
-        bar = tqdm(steps, "training", total=total, dynamic_ncols=True)
+        if stopping.exhausted:  # before it was interrupted
+            steps = iter(())
+        bar = tqdm(steps, "training", total=total, initial=done, dynamic_ncols=True, disable=folder.silent)
         for step in bar:
+            done = step.index
             train_seconds += step.seconds
             values = {"train/rate": step.rate}
-            if isinstance(rule, IterativeRule):
-                values[f"train/{rule.objective}"] = step.objective
-            if step.index % config.train.validate_every == 0 or step.index == total:
+            validating = done % config.train.validate_every == 0 or done == total
+            if isinstance(rule, IterativeRule) and (
+                # of rows that are drawn, the share of each process is not known
+                processes.count == 1 or (validating and rule.rows_per_step is None)
+            ):
+                objective = processes.row_mean(step.objective, len(couplings.rows))
+                values[f"train/{rule.objective}"] = objective
+            if validating:
                 errors = {
                     task: choose(
                         network,
@@ -93,37 +119,42 @@ def train(config: Config, folder: RunFolder) -> float:
                     for task, batch in validation.items()
                 }
                 values |= {f"val/{task}": error for task, error in errors.items()}
-                if stopping.update(step.index, errors, couplings.weights):
-                    checkpoints.save(
-                        folder.checkpoints,
-                        checkpoints.Checkpoint(
-                            step=step.index,
-                            weights=couplings.weights,
-                            mean=mean,
-                            config=settings,
-                            validation=errors,
-                        ),
-                    )
-            bar.set_postfix_str(report.progress(rule, step, errors), refresh=False)
-            metrics.write(step.index, values)
-            tracker.log(step.index, values)
+                stopping.update(done, errors, couplings.weights)
+            bar.set_postfix_str(report.progress(rule, objective, errors), refresh=False)
+            metrics.write(done, values)
+            tracker.log(done, values)
+            if validating:
+                checkpoint = snapshot(
+                    network,
+                    rule,
+                    stopping,
+                    step=done,
+                    errors=errors,
+                    train_seconds=train_seconds,
+                    mean=mean,
+                    settings=settings,
+                )
+                checkpoints.save(folder.checkpoints, checkpoint, processes)
             if stopping.exhausted:
                 break
         bar.close()
         stopping.restore(couplings.weights)
         peak_memory = assessment.peak_memory()
 
-        with tqdm(desc="choosing", bar_format="{desc}  {elapsed}  {postfix}") as bar:
+        plain = {"bar_format": "{desc}  {elapsed}  {postfix}", "disable": folder.silent}
+        with tqdm(desc="choosing", **plain) as bar:
             choices = assessment.choose_retrievals(
                 config, network, splits, tasks, progress=bar.set_postfix_str
             )
-        with tqdm(desc="evaluating", bar_format="{desc}  {elapsed}  {postfix}") as bar:
-            references = assessment.references(
-                splits,
-                tasks.values(),
-                validation_images=len(splits.validation),
-                seed=config.eval.seed,
-            )
+        with tqdm(desc="evaluating", **plain) as bar:
+            references = {}
+            if processes.first:
+                references = assessment.references(
+                    splits,
+                    tasks.values(),
+                    validation_images=len(splits.validation),
+                    seed=config.eval.seed,
+                )
             outcome = assessment.assess(
                 {config.model.name: (network, choices)},
                 references,
@@ -142,16 +173,22 @@ def train(config: Config, folder: RunFolder) -> float:
             outcome,
             train_seconds=train_seconds,
             peak_memory=peak_memory,
-            steps=step.index,
+            steps=done,
             selected_step=stopping.best_step,
         )
+        if not processes.first:
+            return stopping.best_score
         folder.write_json("results.json", results)
         tracker.summary(report.headline(results))
         tracker.curves(results["tasks"])
         if config.figures:
+            if processes.count > 1:  # figures are drawn by one process, from all rows
+                network = build_network(config.model, mean, **placed)
+                best = checkpoints.load(folder.checkpoints, step=stopping.best_step)
+                checkpoints.fill(network.energy.couplings.weights, best, folder.path)
             drawn = draw_run(config, network, splits, tasks, references, outcome, results, folder.figures)
             tracker.images(drawn)
-        folder.say(f"couplings of step {stopping.best_step} of {step.index}, chosen on validation images")
+        folder.say(f"couplings of step {stopping.best_step} of {done}, chosen on validation images")
         folder.say(report.scale(results["tasks"], steps=config.eval.steps))
         folder.say(report.table(results["tasks"]))
         for warning in report.warnings(results["tasks"]):

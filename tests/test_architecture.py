@@ -20,8 +20,10 @@ ALLOWED = {
     "baselines": {"torch", "sklearn", "numpy", "attractor.physics", "attractor.images"},
     "theory": {"torch", "sklearn", "numpy", "attractor.physics", "attractor.images"},
 }
-# A fused kernel may import its library inside a function, when it is chosen.
-LAZY = {"physics": {"triton"}}
+# Fused kernels, which are imported when they are chosen, may import the library that compiles them.
+COMPILERS = {"simd.py": "llvmlite"} | dict.fromkeys(
+    ("cuda.py", "cuda_lanes.py", "cuda_source.py", "cuda_tiles.py"), "triton"
+)
 LAB_ONLY = {"hydra", "omegaconf", "wandb", "matplotlib", "tqdm"}
 
 
@@ -33,27 +35,20 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def _imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(absolute module, whether it is imported inside a function), for every import of a file."""
-    tree = _tree(path)
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    here = [path.parent.relative_to(ROOT).parts][0]
-    for node in ast.walk(tree):
+def _imports(path: Path) -> Iterator[str]:
+    """The absolute module of every import of a file, wherever it stands."""
+    here = path.parent.relative_to(ROOT).parts
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, id(node) in inside
+                yield alias.name
         elif isinstance(node, ast.ImportFrom):
             above = here[: len(here) - node.level + 1] if node.level else ()
             module = ".".join((*above, *([node.module] if node.module else [])))
             # `from attractor import lab` names the folder in the alias
             names = [alias.name for alias in node.names] if module == "attractor" else [""]
             for name in names:
-                yield f"{module}.{name}".rstrip("."), id(node) in inside
+                yield f"{module}.{name}".rstrip(".")
 
 
 def _short(module: str) -> str:
@@ -75,9 +70,11 @@ def test_imports_point_one_way(path: Path) -> None:
     if folder == "lab":
         return
     allowed = ALLOWED.get(folder, set()) | {f"attractor.{folder}"}
-    for module, inside in _imports(path):
+    if path.parent.name == "kernels" and path.name in COMPILERS:
+        allowed.add(COMPILERS[path.name])
+    for module in _imports(path):
         short = _short(module)
-        if short in sys.stdlib_module_names or (inside and short in LAZY.get(folder, set())):
+        if short in sys.stdlib_module_names:
             continue
         assert short in allowed, f"{path.relative_to(ROOT)} imports {module}; {folder} may use {allowed}"
         assert short not in LAB_ONLY
@@ -113,7 +110,7 @@ def test_the_import_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_physics_needs_torch_alone() -> None:
     """`import attractor.physics` in a fresh interpreter loads no tracking, plotting or data library."""
-    heavy = sorted(LAB_ONLY - {"tqdm"} | {"torchvision", "sklearn"})
+    heavy = sorted(LAB_ONLY - {"tqdm"} | {"torchvision", "sklearn", "llvmlite", "triton"})
     code = (
         "import sys, attractor.physics\n"
         f"print([name for name in {heavy} if name in sys.modules])\n"

@@ -150,8 +150,9 @@ def run_results(
     """results.json of a training run: what it cost, how retrieval was chosen, errors.
 
     train_seconds and steps are those of all updates, without validation; the couplings that are evaluated
-    are those of `selected_step`.
+    are those of `selected_step`. Time and memory are those of this process.
     """
+    ranks = network.energy.ranks
     count = min(1000, len(splits.test), len(splits.train))
     likelihood = {
         name: log_pseudo_likelihood(network, to_pixels(images[:count]), batch_size=256)
@@ -169,6 +170,9 @@ def run_results(
             "selected_step": selected_step,
             "parameters": network.energy.couplings.parameters,
             "peak_memory_mb": peak_memory,
+            "processes": ranks.count if ranks else 1,
+            "device": network.device.type,
+            "backend": network.backend.value,
         },
         "pseudo_likelihood": likelihood,
         "selection": choices_to_json(assessment.choices),

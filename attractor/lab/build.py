@@ -3,9 +3,10 @@
 Everything is refused here that the objects themselves refuse, as a ConfigError, before any work.
 """
 
+import zlib
 from itertools import product
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, cuda
 
 from attractor.images import (
     Denoise,
@@ -15,12 +16,14 @@ from attractor.images import (
     PhaseEncoding,
     PixelEncoding,
     Task,
+    grid_side,
     load,
 )
 from attractor.lab.config import (
     Config,
     CouplingsName,
     DataConfig,
+    DeviceName,
     EnergyDescentConfig,
     HebbConfig,
     MapName,
@@ -39,6 +42,7 @@ from attractor.lab.network import AttractorNetwork, Retrieval
 from attractor.physics import (
     SGD,
     Adam,
+    Backend,
     Circles,
     EnergyDescent,
     Gaussian,
@@ -50,12 +54,12 @@ from attractor.physics import (
     OneShotRule,
     Pairwise,
     PseudoLikelihood,
+    Ranks,
     Ridge,
     Sphere,
+    neighbourhood,
     random_start,
 )
-
-COUPLINGS = {CouplingsName.pairwise: Pairwise, CouplingsName.hopfield: Hopfield}
 
 
 def build_data(config: DataConfig) -> ImageSplits:
@@ -69,14 +73,39 @@ def build_data(config: DataConfig) -> ImageSplits:
         )
 
 
-def build_network(config: ModelConfig, mean: Tensor, *, seed: int) -> AttractorNetwork:
-    """An untrained network (J = 0) for images like the training mean (C, H, W), in pixels."""
+def build_network(
+    config: ModelConfig,
+    mean: Tensor,
+    *,
+    seed: int,
+    device: DeviceName = DeviceName.auto,
+    backend: Backend = Backend.auto,
+    ranks: Ranks | None = None,
+) -> AttractorNetwork:
+    """An untrained network (J = 0) for images like the training mean (C, H, W), in pixels.
+
+    With `ranks` it holds the rows of this process. Refuses a device or a backend that cannot be used.
+    """
     with configuring():
         encoding = _encoding(config, mean, Generator().manual_seed(seed))
-        couplings = COUPLINGS[config.couplings](encoding.tokens, encoding.dim)
-        measure = _measure(config, encoding)
-        energy = LocalEnergy(couplings, measure, inverse_temperature=config.inverse_temperature)
-    return AttractorNetwork(energy, encoding)
+        couplings = _couplings(config, encoding, None if ranks is None else ranks.rows(encoding.tokens))
+        couplings.to(_device(device))
+        energy = LocalEnergy(
+            couplings,
+            _measure(config, encoding),
+            inverse_temperature=config.inverse_temperature,
+            backend=backend,
+            ranks=ranks,
+        )
+        network = AttractorNetwork(energy, encoding)
+        _ = network.backend
+    return network
+
+
+def _device(name: DeviceName) -> str:
+    if name is DeviceName.cuda and not cuda.is_available():
+        raise ConfigError("device is cuda, but there is no GPU that torch can use; use device=cpu")
+    return "cuda" if name is not DeviceName.cpu and cuda.is_available() else "cpu"
 
 
 def _encoding(config: ModelConfig, mean: Tensor, generator: Generator) -> Encoding:
@@ -98,6 +127,17 @@ def _encoding(config: ModelConfig, mean: Tensor, generator: Generator) -> Encodi
     )
 
 
+def _couplings(config: ModelConfig, encoding: Encoding, rows: range | None) -> Hopfield | Pairwise:
+    match config.couplings:
+        case CouplingsName.hopfield:
+            return Hopfield(encoding.tokens, encoding.dim, rows=rows)
+        case CouplingsName.pairwise if config.radius is None:
+            return Pairwise(encoding.tokens, encoding.dim, rows=rows)
+        case CouplingsName.pairwise:
+            table = neighbourhood(grid_side(encoding.side, patch=encoding.patch), config.radius)
+            return Pairwise(encoding.tokens, encoding.dim, neighbours=table, rows=rows)
+
+
 def _measure(config: ModelConfig, encoding: Encoding) -> Measure:
     match config.measure:
         case MeasureName.sphere:
@@ -111,7 +151,7 @@ def _measure(config: ModelConfig, encoding: Encoding) -> Measure:
 def build_rule(config: RuleConfig, network: AttractorNetwork, *, seed: int) -> IterativeRule | OneShotRule:
     """The rule, with the start that it needs; refuses a network that it cannot train."""
     with configuring():
-        rule = _rule(config)
+        rule = _rule(config, seed)
         if isinstance(config, EnergyDescentConfig):
             generator = Generator().manual_seed(seed)
             random_start(network.energy.couplings, config.start, generator=generator)
@@ -119,17 +159,32 @@ def build_rule(config: RuleConfig, network: AttractorNetwork, *, seed: int) -> I
     return rule
 
 
-def _rule(config: RuleConfig) -> IterativeRule | OneShotRule:
+def _rule(config: RuleConfig, seed: int) -> IterativeRule | OneShotRule:
     match config:
         case PseudoLikelihoodConfig():
-            return PseudoLikelihood(_optimiser(config), decay=config.decay)
+            return PseudoLikelihood(
+                _optimiser(config),
+                decay=config.decay,
+                rows_per_step=config.rows_per_step,
+                generator=_row_draws(seed),
+            )
         case EnergyDescentConfig():
-            return EnergyDescent(_optimiser(config), decay=config.decay)
+            return EnergyDescent(
+                _optimiser(config),
+                decay=config.decay,
+                rows_per_step=config.rows_per_step,
+                generator=_row_draws(seed),
+            )
         case HebbConfig():
             return Hebb(rate=config.rate)
         case RidgeConfig():
             return Ridge(ridge=config.ridge)
     raise ConfigError(f"no rule for {type(config).__name__}")
+
+
+def _row_draws(seed: int) -> Generator:
+    """A stream apart from that of the batches, which `seed` itself starts."""
+    return Generator().manual_seed(zlib.crc32(f"rows of {seed}".encode()))
 
 
 def _optimiser(config: PseudoLikelihoodConfig | EnergyDescentConfig) -> SGD | Adam:

@@ -1,7 +1,7 @@
 """The typed configuration: every field that a run has, with its type and its meaning.
 
 conf/*.yaml holds the values; these dataclasses are their schema, so an unknown field or a wrong type is
-refused by Hydra before anything runs, and `validate` refuses values that make no sense.
+refused by Hydra before anything runs, and `validation` refuses values that make no sense.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from attractor.lab.errors import ConfigError
+from attractor.physics import Backend
 
 REFERENCES = ("training_mean", "regression", "memory")  # rows of every result table
 
@@ -49,6 +50,12 @@ class TaskName(Enum):
     denoise = "denoise"
 
 
+class DeviceName(Enum):
+    auto = "auto"  # cuda where there is a GPU
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class WandbMode(Enum):
     offline = "offline"
     online = "online"
@@ -65,6 +72,7 @@ class ModelConfig:
     patch: int = 2  # side of a patch, pixels
     span: float = 0.5  # white is at the angle pi * span; not used by the Gaussian measure
     projection: int | None = None  # dimension of a frozen random projection of the tokens
+    radius: int | None = None  # tokens at most so many patches away are sources; null: all others
 
 
 @dataclass
@@ -78,6 +86,7 @@ class PseudoLikelihoodConfig(RuleConfig):
     optimiser: OptimiserName = OptimiserName.adam
     momentum: float = 0.0  # of sgd
     decay: float = 0.0
+    rows_per_step: int | None = None  # rows of J drawn at random for a step; null: all
 
 
 @dataclass
@@ -87,6 +96,7 @@ class EnergyDescentConfig(RuleConfig):
     momentum: float = 0.0
     decay: float | None = None  # null: the norm of each row is held
     start: float = 0.01  # standard deviation of the random start
+    rows_per_step: int | None = None  # rows of J drawn at random for a step; null: all
 
 
 @dataclass
@@ -169,8 +179,11 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0  # of training: batches, jitter, random starts and projections
-    threads: int = 1  # of torch; more rarely pay on a busy machine
+    device: DeviceName = DeviceName.auto
+    backend: Backend = Backend.auto  # how the sums over sources are computed
+    threads: int = 1  # of torch, in each process; more rarely pay on a busy machine
     figures: bool = True
+    resume: str | None = None  # a run folder whose run goes on from its newest checkpoint
     folder: str = MISSING  # the run folder; in a multirun Hydra's own
 
 
@@ -185,6 +198,8 @@ class CompareConfig:
     batch_size: int = 256
     seed: int = 0
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    device: DeviceName = DeviceName.auto
+    backend: Backend = Backend.auto
     threads: int = 1
     figures: bool = True
     folder: str = MISSING
@@ -213,84 +228,3 @@ def typed(config: DictConfig) -> Any:
     if missing:
         raise ConfigError(f"no value was given for {', '.join(sorted(missing))}")
     return OmegaConf.to_object(config)
-
-
-def validate(config: Config) -> None:
-    """Refuse values that no run can use (ConfigError), before any work is done."""
-    if config.model.name in REFERENCES or not config.model.name.isidentifier():
-        raise ConfigError(
-            f"model.name is {config.model.name!r}; it must be letters, digits and _, and none of "
-            f"{', '.join(REFERENCES)}"
-        )
-    train, dynamics, evaluation = config.train, config.dynamics, config.eval
-    _positive("model.inverse_temperature", config.model.inverse_temperature)
-    numbers: list[tuple[str, float | None]] = [
-        ("train.steps", train.steps),
-        ("train.batch_size", train.batch_size),
-        ("train.validate_every", train.validate_every),
-        ("train.validation_images", train.validation_images),
-        ("train.validation_steps", train.validation_steps),
-        ("train.patience", train.patience),
-        ("dynamics.screening_steps", dynamics.screening_steps),
-        ("dynamics.finalists", dynamics.finalists),
-        ("dynamics.validation_images", dynamics.validation_images),
-        ("eval.images", evaluation.images),
-        ("eval.steps", evaluation.steps),
-        ("eval.batch_size", evaluation.batch_size),
-        ("eval.overlap_images", evaluation.overlap_images),
-        ("threads", config.threads),
-        *(("each of dynamics.inverse_temperatures", c) for c in dynamics.inverse_temperatures),
-        *(("each of dynamics.evidence", strength) for strength in dynamics.evidence),
-    ]
-    for name, value in numbers:
-        if value is not None:
-            _positive(name, value)
-    if isinstance(config.rule, PseudoLikelihoodConfig | EnergyDescentConfig):
-        _positive("rule.learning_rate", config.rule.learning_rate)
-        if config.rule.learning_rate > 1e37:
-            raise ConfigError(f"rule.learning_rate is {config.rule.learning_rate}; float32 ends at 3e38")
-    for field_name in ("momentum", "decay", "rate", "ridge", "start"):
-        value = getattr(config.rule, field_name, None)
-        if value is not None and not 0 <= value < float("inf"):
-            raise ConfigError(f"rule.{field_name} is {value}; it must be 0 or more, and finite")
-    if not 0 <= train.jitter < float("inf"):
-        raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
-    if not config.task.names:
-        raise ConfigError("task.names is empty; give masked, denoise or both")
-    lists: list[tuple[str, list[Any]]] = [
-        ("dynamics.maps", dynamics.maps),
-        ("dynamics.inverse_temperatures", dynamics.inverse_temperatures),
-        ("dynamics.inertias", dynamics.inertias),
-    ]
-    for name, values in lists:
-        if not values:
-            raise ConfigError(f"{name} is empty; give at least one value")
-    for inertia in dynamics.inertias:
-        if not 0 <= inertia < float("inf"):
-            raise ConfigError(f"dynamics.inertias has {inertia}; 0 or more is allowed")
-    if not 0 <= dynamics.damping < 1:
-        raise ConfigError(f"dynamics.damping is {dynamics.damping}; it must be in [0, 1)")
-    for name, seed in (("seed", config.seed), ("eval.seed", evaluation.seed)):
-        if seed < 0:
-            raise ConfigError(f"{name} is {seed}; it must be 0 or more")
-
-
-def validate_comparison(config: CompareConfig) -> None:
-    """The same for evaluate.py."""
-    if not config.runs:
-        raise ConfigError("runs is empty; give run folders: uv run evaluate.py 'runs=[DIR,DIR]'")
-    for name, value in (
-        ("images", config.images),
-        ("steps", config.steps),
-        ("batch_size", config.batch_size),
-        ("threads", config.threads),
-    ):
-        if value is not None:
-            _positive(name, value)
-    if config.seed < 0:
-        raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{name} is {value}; it must be positive and finite")

@@ -1,4 +1,4 @@
-"""What train.py and evaluate.py do around their job: folder, threads, errors and exit codes."""
+"""What train.py and evaluate.py do around their job: folder, threads, processes, errors and exit codes."""
 
 import logging
 import sys
@@ -12,38 +12,56 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from attractor.lab.config import typed
-from attractor.lab.errors import EXIT_CODES, exit_code
-from attractor.lab.folder import RunFolder
+from attractor.lab.distributed import Processes, after_the_first, joined, launched
+from attractor.lab.errors import EXIT_CODES, ConfigError, Terminated, exit_code
+from attractor.lab.folder import RunFolder, SilentFolder
+from attractor.lab.resuming import continued
+from attractor.physics.ranks import LostProcessError
 
 log = logging.getLogger("attractor")
 
+Job = Callable[[Any, RunFolder, Processes], float | None]
+# what ends a process because another one has ended; that one, or torchrun, has said why
+_CAUSED = (LostProcessError, Terminated, KeyboardInterrupt)
 
-def launch(
-    raw: DictConfig,
-    *,
-    check: Callable[[Any], None],
-    job: Callable[[Any, RunFolder], float | None],
-) -> float | None:
+
+def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float | None:
     """Check the configuration and the run folder, do the job, which enters the folder when it is ready.
 
     A known error ends the process with one line and its exit code (DESIGN.md section 5); in a multirun it
-    is left to Hydra, so that the other jobs go on. Anything else keeps its traceback.
+    is left to Hydra, so that the other jobs go on. Anything else keeps its traceback. Of several processes
+    the first one speaks, the others only where it has not ended them.
     """
     logging.getLogger().setLevel(logging.WARNING)  # libraries that draw or compress talk much at INFO
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    rank, count = launched()
     folder: RunFolder | None = None
     try:
-        config = typed(raw)
-        path = Path(HydraConfig.get().runtime.output_dir if multirun else config.folder)
-        OmegaConf.update(raw, "folder", str(path))  # in a multirun it is Hydra's
-        folder = RunFolder(path, OmegaConf.to_yaml(raw, resolve=True))
-        check(config)
-        torch.set_num_threads(config.threads)
-        return job(config, folder)
+        if multirun and count > 1:
+            raise ConfigError("a multirun has one process; start torchrun for each of its jobs instead")
+        resumed = raw.get("resume") is not None
+        if resumed:
+            config, path = continued(raw, HydraConfig.get().overrides.task)
+        else:
+            config = typed(raw)
+            path = Path(HydraConfig.get().runtime.output_dir if multirun else config.folder)
+        with joined(config.device) as processes:
+            # the path may hold a time, which is not the same to all processes
+            path = processes.of_first(path)
+            OmegaConf.update(raw, "folder", str(path))  # in a multirun it is Hydra's
+            kind = RunFolder if processes.first else SilentFolder
+            folder = kind(path, OmegaConf.to_yaml(raw, resolve=True), resumed=resumed)
+            check(config)
+            torch.set_num_threads(config.threads)
+            return job(config, folder, processes)
     except tuple(EXIT_CODES) as error:
         text = str(error) or type(error).__name__
-        print(f"error: {text}", file=sys.stderr)
-        if multirun and isinstance(error, Exception):
+        if rank == 0:
+            print(f"error: {text}", file=sys.stderr)
+        elif not isinstance(error, _CAUSED):
+            after_the_first()
+            print(f"error: rank {rank}: {text}", file=sys.stderr)
+        if multirun and count == 1 and isinstance(error, Exception):
             if folder is not None and not (folder.path / "status.json").exists():
                 with folder.job():  # a job of a sweep says in its folder why it did not start
                     raise

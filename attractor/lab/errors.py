@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from attractor.images import DataError
 from attractor.physics import NonFiniteError
+from attractor.physics.ranks import LostProcessError
 
 
 class ConfigError(Exception):
@@ -29,6 +30,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     CheckpointError: 4,
     OutputError: 5,
     DataError: 6,
+    LostProcessError: 1,
     KeyboardInterrupt: 130,
     Terminated: 143,
 }

@@ -114,7 +114,7 @@ def overlaps(
     """
     curves = []
     for batch in batches:
-        original = network.encoding.encode(batch.original).flatten(1)
+        original = network.encode(batch.original).flatten(1)
         states = chain([network.start(batch)], islice(network.states(batch, retrieval), steps))
         cosine = torch.nn.functional.cosine_similarity
         curves.append(torch.stack([cosine(x.flatten(1), original) for x in states], 1))

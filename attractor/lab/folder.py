@@ -4,6 +4,7 @@ config.yaml  status.json  metrics.jsonl  train.log  results.json  checkpoints/  
 """
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -26,14 +27,21 @@ class RunFolder:
     """A folder that holds exactly one run. Nothing is written before `job` is entered.
 
     Raises OutputError if it already holds a run, or has `=` or `,` in its name, which Hydra cannot be given
-    back on the command line.
+    back on the command line. With `resumed` it must hold one, which goes on.
     """
 
-    def __init__(self, path: Path, config_yaml: str) -> None:
+    silent = False
+
+    def __init__(self, path: Path, config_yaml: str, *, resumed: bool = False) -> None:
         self.path = path.absolute()
+        self.resumed = resumed
         self._config_yaml = config_yaml
         self._begin = time.time()
         self._handlers: list[logging.Handler] = []
+        if not resumed:
+            self._check_free()
+
+    def _check_free(self) -> None:
         if "=" in self.path.name or "," in self.path.name:
             raise OutputError(
                 f"the run folder {self.path.name!r} has '=' or ',' in its name; choose another"
@@ -86,6 +94,10 @@ class RunFolder:
         times = {"begin": self._begin, "end": time.time(), "pid": os.getpid()}
         self.write_json("status.json", {"status": status} | times | more)
 
+    def metrics(self, *, done: int = 0) -> "MetricsFile":
+        """metrics.jsonl, with what it holds of the first `done` steps."""
+        return MetricsFile(self.path / "metrics.jsonl", done=done)
+
     def say(self, text: str) -> None:
         """Print, and keep it in train.log."""
         with suppress(BrokenPipeError):  # the reader has gone; the run has not
@@ -99,8 +111,14 @@ class RunFolder:
 
         SIGTERM raises Terminated in the body, SIGINT KeyboardInterrupt. A full disk becomes OutputError.
         """
-        self._create()
+        if not self.resumed:
+            self._create()
         handler = logging.FileHandler(self.path / "train.log")
+        try:
+            self._lock(handler)
+        except OutputError:
+            handler.close()
+            raise
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
         self._handlers = [handler]
@@ -110,9 +128,7 @@ class RunFolder:
             yield
             self.status("done")
         except BaseException as error:
-            failure: BaseException = error
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                failure = OutputError(f"{self.path} cannot be written: {error}")
+            failure = self._failure(error)
             trace = "".join(traceback.format_exception(error))
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, trace, (), None))
             killed = isinstance(error, KeyboardInterrupt | Terminated)
@@ -131,11 +147,68 @@ class RunFolder:
             self._handlers = []
             handler.close()
 
+    def _lock(self, handler: logging.FileHandler) -> None:
+        """One process at a time has a run; the lock on train.log ends with the process that holds it."""
+        try:
+            assert handler.stream is not None  # it is open
+            fcntl.flock(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"{self.path}: the run is still going on in another process") from error
+        except OSError:
+            log.warning("%s is on a file system without locks", self.path)
+
+    def _failure(self, error: BaseException) -> BaseException:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return OutputError(f"{self.path} cannot be written: {error}")
+        return error
+
+
+class SilentFolder(RunFolder):
+    """The same folder to the processes that do not keep it: they write checkpoints there, and say nothing.
+
+    SIGTERM ends them at once, even where they wait for another process.
+    """
+
+    silent = True
+
+    def _check_free(self) -> None:
+        """The process that keeps the folder looks."""
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Nothing."""
+
+    def metrics(self, *, done: int = 0) -> "MetricsFile":
+        """Nowhere."""
+        return MetricsFile(Path(os.devnull))
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """Run the body. A full disk becomes OutputError."""
+        try:
+            yield
+        except OSError as error:
+            failure = self._failure(error)
+            if failure is not error:
+                raise failure from error
+            raise
+
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, flushed, so that a killed run keeps all it measured."""
+    """metrics.jsonl: one JSON object a line, flushed, so that a killed run keeps all it measured.
 
-    def __init__(self, path: Path) -> None:
+    Lines of steps after the first `done` are dropped, and half a line at the end.
+    """
+
+    def __init__(self, path: Path, *, done: int = 0) -> None:
+        if done and path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+            temporary = path.with_name(f".{path.name}.writing")
+            temporary.write_text("".join(kept))
+            temporary.rename(path)
         self._handle = path.open("a")
 
     def write(self, step: int, values: dict[str, float | None]) -> None:

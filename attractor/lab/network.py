@@ -16,6 +16,7 @@ from attractor.images import Corrupted, Encoding
 from attractor.lab.config import MapName, OrderName
 from attractor.physics import (
     Attention,
+    Backend,
     Dynamics,
     Evidence,
     Gibbs,
@@ -77,11 +78,26 @@ class AttractorNetwork:
         self.energy = energy
         self.encoding = encoding
 
+    @property
+    def device(self) -> torch.device:
+        """Where the couplings are, and the tokens; pixels are on the CPU."""
+        return next(iter(self.energy.couplings.weights.values())).device
+
+    @property
+    def backend(self) -> Backend:
+        """What computes the energies. Raises ValueError if the backend asked for cannot."""
+        # each backend has a module of its name
+        return Backend(type(self.energy.kernel).__module__.rpartition(".")[2])
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) to tokens (B, N, D) on the device of the couplings."""
+        return self.encoding.encode(pixels).to(self.device)
+
     def start(self, corrupted: Corrupted) -> Tensor:
         """x_0: the corrupted image as tokens; a masked token, which says nothing, is the zero vector."""
-        x = self.encoding.encode(corrupted.corrupted)
+        x = self.encode(corrupted.corrupted)
         if corrupted.mask is not None:
-            x = x.masked_fill(corrupted.mask.unsqueeze(-1), 0.0)
+            x = x.masked_fill(corrupted.mask.unsqueeze(-1).to(x.device), 0.0)
         return x
 
     def states(self, corrupted: Corrupted, retrieval: Retrieval) -> Iterator[Tensor]:
@@ -97,7 +113,7 @@ class AttractorNetwork:
             inertia=retrieval.inertia,
             damping=retrieval.damping,
         )
-        clamped = None if corrupted.mask is None else ~corrupted.mask
+        clamped = None if corrupted.mask is None else ~corrupted.mask.to(x.device)
         return iterate(self.energy, x, dynamics, clamped=clamped, evidence=evidence, tolerance=_ARRIVED)
 
 
@@ -111,7 +127,7 @@ class Recall:
     def reconstruct(self, corrupted: Corrupted) -> Iterator[Tensor]:
         """Predicted pixels (B, C, H, W) after iteration t = 1, 2, ..., without end."""
         for x in self.network.states(corrupted, self.retrieval):
-            yield self.network.encoding.decode(x)
+            yield self.network.encoding.decode(x).cpu()
 
 
 def _map(retrieval: Retrieval, corrupted: Corrupted) -> Map:
@@ -133,6 +149,6 @@ def log_pseudo_likelihood(network: AttractorNetwork, pixels: Tensor, *, batch_si
     with torch.inference_mode():
         total = 0.0
         for batch in pixels.split(batch_size):
-            tokens = network.encoding.encode(batch)
+            tokens = network.encode(batch)
             total += float(network.energy.log_conditional(tokens).double().sum())
     return total / (len(pixels) * network.energy.couplings.tokens)

@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
@@ -77,14 +77,19 @@ def coupling_matrices(network: AttractorNetwork, folder: Path) -> Path | None:
     grid = grid_side(network.encoding.side, patch=network.encoding.patch)
     row = column = grid // 2
     centre = row * grid + column
+    if centre not in couplings.rows:
+        return None  # held by another process
     near = [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1)]
     offsets = [*near, (0, 2), (1 - row, 1 - column)]
+    sources = couplings.neighbours[centre].tolist() if isinstance(couplings, Pairwise) else None
     pairs = []
     for down, right in dict.fromkeys(offsets):
         r, c = row + down, column + right
-        if 0 <= r < grid and 0 <= c < grid and (r, c) != (row, column):
+        inside = 0 <= r < grid and 0 <= c < grid and (r, c) != (row, column)
+        if inside and (sources is None or r * grid + c in sources):
             pairs.append((r * grid + c, f"{down:+d}, {right:+d}"))
-    matrices = torch.stack([couplings.couplings[centre, j] for j, _ in pairs])
+    learned = couplings.couplings[centre - couplings.rows.start].cpu()  # (N, D, D)
+    matrices = torch.stack([learned[j] for j, _ in pairs])
     limit = float(matrices.abs().max()) or 1.0
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 1.5), layout="constrained")
@@ -109,14 +114,21 @@ def coupling_matrices(network: AttractorNetwork, folder: Path) -> Path | None:
 
 def attention_maps(network: AttractorNetwork, pixels: Tensor, folder: Path) -> Path | None:
     """Attention alpha_ij of four tokens i of one image (C, H, W) on all tokens j."""
-    if network.energy.couplings.sources != network.encoding.tokens:
+    couplings = network.energy.couplings
+    if not isinstance(couplings, Pairwise):
         return None  # sources are not tokens
     grid, patch = grid_side(network.encoding.side, patch=network.encoding.patch), network.encoding.patch
     with torch.inference_mode():
-        attention = network.energy.attention(network.encoding.encode(pixels[None]))[0]  # (N, N)
+        attention = network.energy.attention(network.encode(pixels[None]))[0].cpu()  # (N, S)
+        # what is no source has no attention, which is not the same as 0; the last column takes empty slots
+        by_token = attention.new_full((couplings.tokens, couplings.tokens + 1), torch.nan)
+        slots = couplings.neighbours.to(attention.device)
+        by_token.scatter_(1, torch.where(slots < 0, couplings.tokens, slots), attention)
     low, high = grid // 3, max(grid // 3 + 1, 2 * grid // 3)
     queries = [(low, low), (low, high), (high, low), (high, high)]
-    chosen = torch.stack([attention[r * grid + c] for r, c in queries]).view(-1, grid, grid)
+    chosen = torch.stack([by_token[r * grid + c, :-1] for r, c in queries]).view(-1, grid, grid)
+    colours = colormaps["viridis"].with_extremes(bad="0.7")
+    highest = float(chosen.nan_to_num().max())
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 1.7), layout="constrained")
         cells = figure.subplots(1, len(queries) + 1, squeeze=False)[0]
@@ -127,10 +139,8 @@ def attention_maps(network: AttractorNetwork, pixels: Tensor, folder: Path) -> P
             axes = cells[index]
             corner = (c * patch - 0.5, r * patch - 0.5)
             cells[0].add_patch(Rectangle(corner, patch, patch, fill=False, ec="#D55E00", lw=1))
-            picture = axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=float(chosen.max()))
-            # the own token is no source: grey, not zero
-            own = Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor="0.7", edgecolor="#D55E00", lw=1)
-            axes.add_patch(own)
+            picture = axes.imshow(weights.numpy(), cmap=colours, vmin=0, vmax=highest)
+            axes.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, fill=False, ec="#D55E00", lw=1))
             axes.set_title(f"$i=({r}, {c})$")
             axes.set_xticks([])
             axes.set_yticks([])

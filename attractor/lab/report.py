@@ -16,11 +16,11 @@ from attractor.lab.config import (
 )
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
-from attractor.lab.training import Step
 from attractor.physics import IterativeRule, OneShotRule
 
 TITLES = {
     "bare_attention": "bare self-attention",
+    "local_attention": "local self-attention",
     "hopfield": "vector Hopfield network",
     "training_mean": "training mean",
     "regression": "linear regression",
@@ -58,21 +58,24 @@ def header(config: Config, splits: ImageSplits, network: AttractorNetwork) -> st
     measure = config.model.measure
     kind = "" if measure is MeasureName.sphere else f", {measure.value} measure"
     threads = f"{config.threads} thread" + ("s" if config.threads > 1 else "")
+    running = f"{network.device.type}, {threads}, backend {network.backend.value}"
+    if network.energy.ranks is not None:
+        running = f"{running}, {network.energy.ranks.count} processes"
     return (
         f"{title(config.model.name)} on {splits.name}: {side}x{side} images{channels}, "
         f"{patch}x{patch} patches, N={couplings.tokens} tokens of D={couplings.dim}, "
         f"{couplings.parameters:,} couplings{kind}\n"
-        f"rule: {_RULES[type(config.rule)]}   device: cpu, {threads}"
+        f"rule: {_RULES[type(config.rule)]}   device: {running}"
     )
 
 
-def progress(rule: IterativeRule | OneShotRule, step: Step, errors: dict[str, float]) -> str:
+def progress(rule: IterativeRule | OneShotRule, objective: float | None, errors: dict[str, float]) -> str:
     """Behind the progress bar: what training climbs, and the last validation."""
     shown = "  ".join(f"{task} {error:.4f}" for task, error in errors.items())
     shown += " (validation)" if errors else ""
-    if isinstance(rule, IterativeRule) and step.objective is not None:
+    if isinstance(rule, IterativeRule) and objective is not None:
         name, unit = _OBJECTIVES[rule.objective]
-        shown = f"{name} {step.objective:.3f}{unit}  {shown}"
+        shown = f"{name} {objective:.3f}{unit}  {shown}"
     return shown
 
 

@@ -16,10 +16,11 @@ from attractor.images import Corrupted, check_images, token_mask_to_pixels
 from attractor.lab import checkpoints
 from attractor.lab.assessment import Choices, choices_from_json
 from attractor.lab.build import build_network
-from attractor.lab.config import RULE_SCHEMAS, Config, RuleConfig
+from attractor.lab.config import RULE_SCHEMAS, Config, DeviceName, RuleConfig
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.network import AttractorNetwork, Recall
 from attractor.lab.selection import Choice
+from attractor.physics import Backend, Ranks
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class TrainedModel:
             return last
         return torch.where(corrupted.pixel_mask, last, images)
 
+    @property
+    def every_choice(self) -> list[Choice]:
+        return [choice for rows in self.choices.values() for choice in rows.values()]
+
     def choice(self, task: str) -> Choice:
         """The best retrieval for a task: with evidence, if that was better on validation images."""
         if task not in self.choices:
@@ -75,32 +80,36 @@ class TrainedModel:
         return min(self.choices[task].values(), key=lambda choice: choice.error)
 
 
-def load_run(folder: str | Path) -> TrainedModel:
-    """Load the newest checkpoint of a run folder; the data set is not needed.
+def load_run(
+    folder: str | Path,
+    *,
+    device: DeviceName = DeviceName.auto,
+    backend: Backend = Backend.auto,
+    ranks: Ranks | None = None,
+) -> TrainedModel:
+    """Load the couplings that a run has chosen on validation images; the data set is not needed.
 
-    Raises ConfigError for a folder that is no finished run, and CheckpointError.
+    With `ranks` only the rows of this process. Raises ConfigError for a folder that is no finished run, or
+    a device or backend that cannot be used, and CheckpointError.
     """
     folder = Path(folder).resolve()
     if not (folder / "results.json").is_file():
         raise ConfigError(f"{folder} holds no finished run: {_unfinished(folder)}; give a run folder")
-    checkpoint = checkpoints.load(folder / "checkpoints")
-    config = config_from(checkpoint.config)
-    network = build_network(config.model, checkpoint.mean, seed=config.seed)
-    own = network.energy.couplings.weights
-    shapes = {name: tuple(weight.shape) for name, weight in own.items()}
-    found = {name: tuple(weight.shape) for name, weight in checkpoint.weights.items()}
-    if shapes != found:
-        raise CheckpointError(
-            f"{folder}: the checkpoint holds {found}, its configuration asks for {shapes}"
-        )
-    for name, weight in own.items():
-        weight.copy_(checkpoint.weights[name])
     try:
         results = json.loads((folder / "results.json").read_text())
         choices = choices_from_json(results["selection"])
+        step = int(results["cost"]["selected_step"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'results.json'} is damaged: {error}") from error
-    return TrainedModel(folder, config, network, choices, results, checkpoint.step)
+    stored = folder / "checkpoints"
+    manifest = checkpoints.load(stored, step=step, rows=range(0))
+    config = config_from(manifest.config)
+    network = build_network(
+        config.model, manifest.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
+    )
+    couplings = network.energy.couplings
+    checkpoints.fill(couplings.weights, checkpoints.load(stored, step=step, rows=couplings.rows), folder)
+    return TrainedModel(folder, config, network, choices, results, step)
 
 
 def _unfinished(folder: Path) -> str:

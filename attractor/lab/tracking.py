@@ -28,18 +28,21 @@ class Tracker:
         name: str,
         job_type: str,
         settings: dict[str, Any],
+        silent: bool = False,
     ) -> None:
+        """`silent`: nothing is tracked here; another process does."""
         self._config = config
         self._folder = folder
         self._name = name
         self._job_type = job_type
         self._settings = settings
+        self._silent = silent
         self._run: Any = None
         self._sync_command: str | None = None
         self._environment: dict[str, str | None] = {}
 
     def __enter__(self) -> "Tracker":
-        if self._config.mode is WandbMode.disabled:
+        if self._silent or self._config.mode is WandbMode.disabled:
             return self
         self._environment = {name: os.environ.get(name) for name in ("WANDB_DATA_DIR", "WANDB_SILENT")}
         # offline artifacts would otherwise go to the home folder

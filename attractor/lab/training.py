@@ -1,8 +1,10 @@
 """Training: a generator of steps, and early stopping on the error of retrieval.
 
-`fit` does no I/O and decides nothing: train.py loops over it in plain sight.
+`fit` does no I/O and decides nothing: train.py loops over it in plain sight. What a step draws depends on
+(seed, step) alone, so training goes on from any step as if it had never stopped.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +22,10 @@ _BLOCK = 128  # images encoded at a time
 
 @dataclass(frozen=True)
 class Step:
-    """One update of the couplings. objective: what the rule climbs, before the update; None in one shot."""
+    """One update of the couplings. objective: what the rule climbs, before the update; None in one shot.
+
+    It is the mean over the rows that this process holds.
+    """
 
     index: int  # 1, 2, ...
     objective: float | None
@@ -37,40 +42,58 @@ def fit(
     batch_size: int,
     learning_rate: float,
     jitter: float,
-    generator: Generator,
+    seed: int,
+    done: int = 0,
 ) -> Iterator[Step]:
-    """Train on uint8 images (P, C, H, W); yields after every update.
+    """Train on uint8 images (P, C, H, W); yields after every update, but for the first `done` of them.
 
     Batches are drawn epoch by epoch without replacement. Gaussian noise of standard deviation `jitter` is
     added to the pixels before they are encoded. The rate falls linearly from `learning_rate` to 0. A
     one-shot rule yields once. Raises NonFiniteError, naming step and row.
     """
     if isinstance(rule, OneShotRule):
-        begin = time.perf_counter()
-        batches = images.split(1000)
-        with configuring():
-            rule.solve(network.energy, (_tokens(network, batch, 0.0, generator) for batch in batches))
-        yield Step(1, None, 0.0, time.perf_counter() - begin)
+        if not done:
+            begin = time.perf_counter()
+            _solve(network, rule, images)
+            yield Step(1, None, 0.0, time.perf_counter() - begin)
         return
-    batches = _batches(images, batch_size, generator)
-    for index in range(1, steps + 1):
+    batches = _batches(images, batch_size, seed, done)
+    for index in range(done + 1, steps + 1):
         begin = time.perf_counter()
         rate = learning_rate * (1 - (index - 1) / steps)
-        tokens = _tokens(network, next(batches), jitter, generator)
+        tokens = _tokens(network, next(batches), jitter, _generator(seed, "jitter", index))
         try:
-            objective = rule.step(network.energy, tokens, rate=rate)
+            objective = rule.step(network.energy, tokens.to(network.device), rate=rate)
         except NonFiniteError as error:
             raise NonFiniteError(f"at step {index}: {error}") from error
         yield Step(index, objective, rate, time.perf_counter() - begin)
 
 
-def _batches(images: Tensor, batch_size: int, generator: Generator) -> Iterator[Tensor]:
+def _solve(network: AttractorNetwork, rule: OneShotRule, images: Tensor) -> None:
+    """In float64, on the CPU, wherever the couplings are."""
+    device, couplings = network.device, network.energy.couplings
+    unused = Generator()
+    couplings.to("cpu")
+    with configuring():
+        rule.solve(network.energy, (_tokens(network, batch, 0.0, unused) for batch in images.split(1000)))
+    couplings.to(device)
+
+
+def _batches(images: Tensor, batch_size: int, seed: int, done: int) -> Iterator[Tensor]:
+    """The batches of the steps after the first `done`, without end."""
     size = min(batch_size, len(images))
+    epoch, first = divmod(done, len(images) // size)
     while True:
-        order = torch.randperm(len(images), generator=generator)
-        for batch in order.split(size):
+        order = torch.randperm(len(images), generator=_generator(seed, "order", epoch))
+        for batch in order.split(size)[first:]:
             if len(batch) == size:
                 yield images[batch]
+        epoch, first = epoch + 1, 0
+
+
+def _generator(seed: int, what: str, index: int) -> Generator:
+    key = hashlib.blake2b(f"{seed}/{what}/{index}".encode(), digest_size=8).digest()
+    return Generator().manual_seed(int.from_bytes(key, "big"))
 
 
 def _tokens(network: AttractorNetwork, images: Tensor, jitter: float, generator: Generator) -> Tensor:

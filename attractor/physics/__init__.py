@@ -20,16 +20,14 @@ from attractor.physics.energies import LocalEnergy
 from attractor.physics.evidence import Evidence
 from attractor.physics.kernels import Backend
 from attractor.physics.measures import Circles, Gaussian, Measure, Sphere
+from attractor.physics.one_shot import Hebb, OneShotRule, Ridge
 from attractor.physics.optimisers import SGD, Adam
 from attractor.physics.ranks import Ranks
 from attractor.physics.rules import (
     EnergyDescent,
-    Hebb,
     IterativeRule,
     NonFiniteError,
-    OneShotRule,
     PseudoLikelihood,
-    Ridge,
     random_start,
 )
 

@@ -69,10 +69,18 @@ def _fused_horner(coefficients: list[Tensor], v: Tensor) -> Tensor:
 
 @cache
 def _polynomials(dim: int) -> tuple[list[Tensor], list[Tensor]]:
-    """q(t) and s gain as polynomials in t/a = 1/s, by interpolation at Chebyshev-Lobatto nodes in t.
+    remainder, scaled_gain = single_precision_fit(dim)
+    with torch.inference_mode(False):  # the cache outlives the mode it is first filled in
+        return [torch.tensor(c) for c in remainder], [torch.tensor(c) for c in scaled_gain]
 
-    The ends are nodes: t = 1, which is k = 0, so that psi(0) = 0 survives, and t = 0, which is infinity,
-    where log I_nu(k) = k - log(2 pi k)/2 gives q(0) and the mean has length 1.
+
+@cache
+def single_precision_fit(dim: int) -> tuple[list[float], list[float]]:
+    """q(t) and s gain as polynomials in t/a = 1/s, lowest power first, for `_single` and fused kernels.
+
+    By interpolation at Chebyshev-Lobatto nodes in t, whose ends are nodes: t = 1, which is k = 0, so that
+    psi(0) = 0 survives, and t = 0, which is infinity, where log I_nu(k) = k - log(2 pi k)/2 gives q(0) and
+    the mean has length 1.
     """
     degree = 7 if dim >= 8 else 10
     order, shift = dim / 2 - 1, dim / 2 + 1
@@ -88,14 +96,8 @@ def _polynomials(dim: int) -> tuple[list[Tensor], list[Tensor]]:
     t[-1] = 0
     vandermonde = torch.linalg.vander(t)
     powers = shift ** torch.arange(degree + 1, dtype=torch.float64)
-    with torch.inference_mode(False):  # the cache outlives the mode it is first filled in
-        return tuple(
-            [torch.tensor(c, dtype=torch.float32) for c in coefficients.tolist()]
-            for coefficients in (
-                torch.linalg.solve(vandermonde, q) * powers,
-                torch.linalg.solve(vandermonde, r) * powers,
-            )
-        )  # type: ignore[return-value]  # a generator of two
+    remainder, scaled_gain = (torch.linalg.solve(vandermonde, y) * powers for y in (q, r))
+    return remainder.tolist(), scaled_gain.tolist()
 
 
 def _double(squared_radius: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,14 @@ class Couplings(ABC):
         field_gradient (R, S, D, B) is d(objective)/d u; tokens (N, B, D) is what the fields came from.
         """
 
+    @abstractmethod
+    def clear_absent(self, name: str, row: Tensor, token: int) -> None:
+        """Write zeros into `row` of the weight `name`, that of `token`, where it is zero by definition."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
+
     def own(self, rows: range) -> slice:
         """Where the rows `rows` stand in the weights."""
         return slice(rows.start - self.rows.start, rows.stop - self.rows.start)
@@ -74,7 +82,7 @@ class _PairCouplings(Couplings):
     @property
     @abstractmethod
     def couplings(self) -> Tensor:
-        """(N, N, D, D): [i, j] maps x_j into the field on x_i; [i, i] = 0. Only `rows` of the first axis."""
+        """(N, N, D, D): [i, j] maps x_j into the field on x_i; [i, i] = 0. First axis: only `rows`."""
 
     @couplings.setter
     def couplings(self, value: Tensor) -> None:
@@ -94,7 +102,6 @@ class _PairCouplings(Couplings):
         """A copy of the rows `value` (R, N, D, D) in the layout that `fields` reads contiguously."""
 
     def to(self, device: torch.device | str) -> None:
-        """Move the weights."""
         self._couplings = self._couplings.to(device)
 
     @property
@@ -159,6 +166,13 @@ class Pairwise(_PairCouplings):
             row[there] = full[self.neighbours[i, there]]
         return stored
 
+    def to(self, device: torch.device | str) -> None:
+        super().to(device)
+        self._gathered = self._gathered.to(device)
+
+    def clear_absent(self, name: str, row: Tensor, token: int) -> None:
+        row[self.neighbours[token] < 0] = 0
+
     @property
     def parameters(self) -> int:
         return int((self.neighbours >= 0).sum()) * self.dim * self.dim
@@ -211,6 +225,9 @@ class Hopfield(_PairCouplings):
     def _stored(self, value: Tensor) -> Tensor:
         # in memory (i, a, j, c), so that the rows of a block are one matrix
         return value.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+
+    def clear_absent(self, name: str, row: Tensor, token: int) -> None:
+        row[token] = 0
 
     @property
     def parameters(self) -> int:

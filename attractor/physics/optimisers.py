@@ -2,12 +2,15 @@
 
 Every update of a weight uses that weight's own gradient and own state and nothing else, so a rule stays
 local under all of them. They climb: gradients are directions of ascent. Weights are updated a few rows at
-a time, so that weight, gradient and state stay in the cache.
+a time, so that weight, gradient and state stay in the cache; a row comes out with the same bits whichever
+rows are updated with it.
+
+Where only some rows are given, the others keep their weights and their state: time is a row's own.
 
 Source: Kingma & Ba 2015 (Adam); they are checked against torch.optim in tests/physics/test_optimisers.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -21,8 +24,18 @@ class Optimiser(Protocol):
 
     state: dict[str, Tensor]
 
-    def ascend(self, weights: dict[str, Tensor], gradient: dict[str, Tensor], *, rate: float) -> None:
-        """Move `weights` in place along `gradient`, with learning rate `rate`."""
+    def ascend(
+        self,
+        weights: dict[str, Tensor],
+        gradient: dict[str, Tensor],
+        *,
+        rate: float,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """Move `weights` in place along `gradient`, with learning rate `rate`.
+
+        rows: ascending places on the first axis of the weights, all of them unless given.
+        """
         ...
 
 
@@ -35,23 +48,32 @@ class SGD:
         self.momentum = momentum
         self.state: dict[str, Tensor] = {}
 
-    def ascend(self, weights: dict[str, Tensor], gradient: dict[str, Tensor], *, rate: float) -> None:
-        if not self.momentum:
-            for name, weight in weights.items():
-                weight.add_(gradient[name], alpha=rate)
-            return
+    def ascend(
+        self,
+        weights: dict[str, Tensor],
+        gradient: dict[str, Tensor],
+        *,
+        rate: float,
+        rows: Sequence[int] | None = None,
+    ) -> None:
         for name, weight in weights.items():
+            if not self.momentum:
+                for run in _runs(rows, len(weight)):
+                    weight[run].add_(gradient[name][run], alpha=rate)
+                continue
             velocity = _state(self.state, f"{name}.velocity", weight)
-            for w, g, v in _row_blocks(weight, gradient[name], velocity):
-                v.mul_(self.momentum).add_(g)
-                w.add_(v, alpha=rate)
+            for run in _runs(rows, len(weight)):
+                for w, g, v in _row_blocks(weight[run], gradient[name][run], velocity[run]):
+                    v.mul_(self.momentum).add_(g)
+                    w.add_(v, alpha=rate)
 
 
 class Adam:
     """m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  w <- w + rate m' / (sqrt(v') + epsilon).
 
-    m' = m/(1 - b1^t) and v' = v/(1 - b2^t) correct the bias of the start. Adam makes the step of a synapse
-    independent of the scale of its gradient, which at confident couplings falls by orders of magnitude.
+    m' = m/(1 - b1^t) and v' = v/(1 - b2^t) correct the bias of the start; t counts the updates of a row.
+    Adam makes the step of a synapse independent of the scale of its gradient, which at confident couplings
+    falls by orders of magnitude.
     """
 
     def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
@@ -65,27 +87,58 @@ class Adam:
         self.epsilon = epsilon
         self.state: dict[str, Tensor] = {}
 
-    def ascend(self, weights: dict[str, Tensor], gradient: dict[str, Tensor], *, rate: float) -> None:
-        steps = self.state.setdefault("steps", torch.zeros((), dtype=torch.int64))
-        steps += 1
-        t = int(steps)
-        step_size = rate / (1 - self.beta1**t)
-        root_correction = (1 - self.beta2**t) ** 0.5
+    def ascend(
+        self,
+        weights: dict[str, Tensor],
+        gradient: dict[str, Tensor],
+        *,
+        rate: float,
+        rows: Sequence[int] | None = None,
+    ) -> None:
         for name, weight in weights.items():
             first = _state(self.state, f"{name}.mean", weight)
             second = _state(self.state, f"{name}.square", weight)
-            for w, g, m, v in _row_blocks(weight, gradient[name], first, second):
-                m.lerp_(g, 1 - self.beta1)
-                v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-                w.addcdiv_(m, v.sqrt().div_(root_correction).add_(self.epsilon), value=step_size)
+            steps = self._advanced(f"{name}.steps", rows, len(weight))
+            for run in _runs(rows, len(weight), alike=steps):
+                t = steps[run.start]
+                root_correction = (1 - self.beta2**t) ** 0.5
+                step_size = rate / (1 - self.beta1**t)
+                for w, g, m, v in _row_blocks(weight[run], gradient[name][run], first[run], second[run]):
+                    m.lerp_(g, 1 - self.beta1)
+                    v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+                    w.addcdiv_(m, v.sqrt().div_(root_correction).add_(self.epsilon), value=step_size)
+
+    def _advanced(self, name: str, rows: Sequence[int] | None, count: int) -> list[int]:
+        """How often each of `count` rows was updated, this time included for `rows`."""
+        counter = _state(self.state, name, torch.zeros(count, dtype=torch.int64))
+        counter[slice(None) if rows is None else torch.tensor(rows)] += 1
+        steps: list[int] = counter.tolist()
+        return steps
 
 
 def _state(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     if name not in state:
-        state[name] = torch.zeros_like(like)
+        with torch.inference_mode(False):  # an ordinary tensor, which may be written to anywhere
+            state[name] = torch.zeros_like(like)
     return state[name]
 
 
+def _runs(rows: Sequence[int] | None, count: int, *, alike: Sequence[int] | None = None) -> Iterator[slice]:
+    """The rows asked for, all `count` unless given, as runs of consecutive ones with equal `alike`."""
+    rows = range(count) if rows is None else rows
+    alike = [0] * count if alike is None else alike
+    if rows == range(count) and len(set(alike)) == 1:
+        yield slice(0, count)
+        return
+    begin = 0
+    for end, row in enumerate(rows, start=1):
+        if end == len(rows) or rows[end] != row + 1 or alike[rows[end]] != alike[row]:
+            yield slice(rows[begin], row + 1)
+            begin = end
+
+
 def _row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    if tensors[0].device.type != "cpu":
+        return iter([tensors])  # one launch beats any cache
     row_bytes = tensors[0][0].numel() * tensors[0].element_size()
     return zip(*(t.split(max(1, _BLOCK_BYTES // row_bytes)) for t in tensors), strict=True)

@@ -4,13 +4,27 @@ Rows never talk to each other while they learn, so each process trains its own w
 When a state is iterated, the new tokens of all of them are gathered once per iteration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 
 from attractor.physics.kernels.blocks import ROW_GRID
+
+
+class LostProcessError(RuntimeError):
+    """Another process has ended in the middle of the work, so that what was awaited of it cannot come."""
+
+
+@contextmanager
+def collective() -> Iterator[None]:
+    """Around an operation of all processes: its failure is a LostProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError("another process of this run has ended") from error
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,10 @@ class Ranks:
         return range(start, min(stop, tokens))
 
     def gather(self, own: Callable[[range], Tensor], rows: range, tokens: int) -> Tensor:
-        """own(rows) (B, R, ...), each process computing the rows it has; all must call at once."""
+        """own(rows) (B, R, ...), each process computing the rows it has; all must call at once.
+
+        Raises LostProcessError if one of them has ended.
+        """
         parts = [_common(rows, self.rows(tokens, rank)) for rank in range(self.count)]
         mine = own(parts[self.rank])
         if self.count == 1:
@@ -47,7 +64,8 @@ class Ranks:
         padded = mine.new_zeros(height, len(mine), *mine.shape[2:])
         padded[: mine.shape[1]] = mine.transpose(0, 1)
         received = [torch.empty_like(padded) for _ in parts]
-        distributed.all_gather(received, padded)
+        with collective():
+            distributed.all_gather(received, padded)
         pieces = [piece[: len(part)] for piece, part in zip(received, parts, strict=True)]
         return torch.cat(pieces).transpose(0, 1).contiguous()
 

@@ -2,25 +2,23 @@
 
     exact (PseudoLikelihood)   dJ_ij = eta lambda <(alpha_ij x_i - beta_ij grad psi(lambda J_ij x_j)) x_j^T>
     the paper's (EnergyDescent) dJ_ij = eta <alpha_ij x_i x_j^T>, the norm of each row J[i] held, or decay
-    one shot (Hebb)            J_ij  = eta lambda / S <x_i x_j^T>
-    closed form (Ridge)        A_i   = P <x_i x_o^T> (<x_o x_o^T> + ridge)^-1 / lambda, o = the others
 
-The first two are local: the change of J_ij needs x_i, x_j, J_ij and two scalars held by token i. They are
-driven step by step (`IterativeRule`); the others see all images once (`OneShotRule`).
+Both are local: the change of J_ij needs x_i, x_j, J_ij and two scalars held by token i. They are driven
+step by step, all rows J[i] at once or a few of them drawn at random. Rules that see all images once are
+in `one_shot`.
 
 Source: D'Amico & Negri 2024, arXiv 2409.16112 (energy descent; the row norm and the decay are two ways to
 bound an energy that is unbounded below); D'Amico et al. 2025, arXiv 2507.05147 (pseudo-likelihood).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from attractor.physics.couplings import Couplings, Hopfield, Pairwise
+from attractor.physics.couplings import Couplings
 from attractor.physics.energies import LocalEnergy
-from attractor.physics.measures import Gaussian
 from attractor.physics.optimisers import Optimiser
 
 
@@ -29,65 +27,131 @@ class NonFiniteError(ArithmeticError):
 
 
 class IterativeRule(ABC):
-    """A rule that is applied batch after batch. objective: the name of what it climbs."""
+    """A rule that is applied batch after batch. objective: the name of what it climbs.
+
+    With `rows_per_step` = R a step draws R of the N rows J[i] from `generator`, uniformly and without
+    replacement, and does nothing for the others: its cost is that of R rows. The gradient of a drawn row,
+    decay included, counts N/R times, so that its mean over the draws is the gradient of all rows: with
+    plain SGD the mean update is that of a full step. The paper's step at a single site, dJ_i = eta g_i, is
+    R = 1 with eta/N for a rate. Adam divides the factor out again: its drawn rows move as far as they do
+    in a full step, N/R times more rarely.
+
+    Where processes share the rows, each must have a generator of the same seed: all draw the same rows,
+    and a process does those of them that it holds, perhaps none.
+    """
 
     objective: str
 
-    def __init__(self, optimiser: Optimiser) -> None:
+    def __init__(
+        self,
+        optimiser: Optimiser,
+        *,
+        decay: float | None,
+        rows_per_step: int | None,
+        generator: Generator | None,
+    ) -> None:
+        if rows_per_step is not None and rows_per_step < 1:
+            raise ValueError(f"rows_per_step must be at least 1, or None for all rows, got {rows_per_step}")
+        if rows_per_step is not None and generator is None:
+            raise ValueError("rows_per_step draws rows at random, so it needs generator=torch.Generator()")
         self.optimiser = optimiser
+        self.decay = decay
+        self.rows_per_step = rows_per_step
+        self.generator = generator
         self._gradient: dict[str, Tensor] | None = None
 
     def start(self, energy: LocalEnergy) -> None:
         """Prepare or refuse the couplings before the first step (ValueError). Changes nothing here."""
+        self._check_rows(energy.couplings)
 
     @torch.inference_mode()
     def step(self, energy: LocalEnergy, x: Tensor, *, rate: float) -> float:
         """Apply the rule once to tokens x (B, N, D), with learning rate `rate`.
 
-        Returns the mean of what the rule climbs, before the step: log p(x_i | x_others) in nats per token,
-        or -e_i. Raises NonFiniteError, naming the row, if the gradient (then the couplings are untouched)
-        or the new couplings are not finite.
+        Returns the mean of what the rule climbs over the rows computed, before the step:
+        log p(x_i | x_others) in nats per token, or -e_i; NaN if this process holds none of the rows
+        drawn. Raises NonFiniteError, naming the row, if the gradient (then the couplings are untouched) or
+        the new couplings are not finite.
         """
+        couplings = energy.couplings
         if self._gradient is None:
             self._gradient = energy.zero_gradient()
+        rows, parts, own = self._rows(couplings)
+        if not rows:
+            return float("nan")
         for gradient in self._gradient.values():
-            gradient.zero_()
-        objective = self._direction(energy, x, self._gradient)
-        for name, gradient in self._gradient.items():
-            refuse_non_finite(gradient, f"the gradient of the {name}")
-        self.optimiser.ascend(energy.couplings.weights, self._gradient, rate=rate)
-        self._constrain(energy.couplings)
-        for name, weight in energy.couplings.weights.items():
-            refuse_non_finite(weight, name)
+            for part in parts:
+                gradient[couplings.own(part)].zero_()
+        objective = self._direction(energy, x, self._gradient, rows)
+        for name, weight in couplings.weights.items():
+            for part in parts:
+                gradient = self._gradient[name][couplings.own(part)]
+                if self.decay:
+                    gradient.sub_(weight[couplings.own(part)], alpha=self.decay)
+                if self.rows_per_step is not None:
+                    gradient *= couplings.tokens / self.rows_per_step
+                refuse_non_finite(gradient, f"the gradient of the {name}", rows=part)
+        self.optimiser.ascend(couplings.weights, self._gradient, rate=rate, rows=own)
+        for part in parts:
+            self._constrain(couplings, part)
+            for name, weight in couplings.weights.items():
+                refuse_non_finite(weight[couplings.own(part)], name, rows=part)
         return float(objective.mean())
 
-    @abstractmethod
-    def _direction(self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor]) -> Tensor:
-        """Write the direction of learning into `gradient`; return the objective (B, N)."""
+    def _rows(self, couplings: Couplings) -> tuple[Sequence[int], list[range], list[int] | None]:
+        """Rows of this step held here, ascending; as ranges; as places in the weights, None for all."""
+        if self.rows_per_step is None:
+            return couplings.rows, [couplings.rows], None
+        self._check_rows(couplings)
+        assert self.generator is not None
+        order = torch.randperm(couplings.tokens, generator=self.generator, device=self.generator.device)
+        drawn: list[int] = order[: self.rows_per_step].sort().values.tolist()
+        rows = [i for i in drawn if i in couplings.rows]
+        return rows, [range(i, i + 1) for i in rows], [i - couplings.rows.start for i in rows]
 
-    def _constrain(self, couplings: Couplings) -> None:
-        """Restore what the rule holds fixed."""
+    def _check_rows(self, couplings: Couplings) -> None:
+        tokens = couplings.tokens
+        if self.rows_per_step is not None and self.rows_per_step > tokens:
+            raise ValueError(
+                f"rows_per_step is {self.rows_per_step}, but there are {tokens} rows; use 1 to {tokens}"
+            )
+
+    @abstractmethod
+    def _direction(
+        self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor], rows: Sequence[int]
+    ) -> Tensor:
+        """Add the direction of learning, without decay, to `rows` of `gradient`; return the objective."""
+
+    def _constrain(self, couplings: Couplings, rows: range) -> None:
+        """Restore what the rule holds fixed in `rows`."""
 
 
 class PseudoLikelihood(IterativeRule):
     """The exact rule: ascent of mean_B sum_i log p(x_i | x_others) - decay |J|^2/2.
 
     What token i is, minus what source j expected it to be, gated by attention, times the presynaptic
-    token. At J = 0 it is Hebb's rule. `decay` is the ridge of a Gaussian prior on the couplings.
+    token. At J = 0 it is Hebb's rule. `decay` is the ridge of a Gaussian prior on the couplings. For
+    `rows_per_step` and `generator` see `IterativeRule`.
     """
 
     objective = "log_pseudo_likelihood"
 
-    def __init__(self, optimiser: Optimiser, *, decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        optimiser: Optimiser,
+        *,
+        decay: float = 0.0,
+        rows_per_step: int | None = None,
+        generator: Generator | None = None,
+    ) -> None:
         if decay < 0:
             raise ValueError(f"decay must not be negative, got {decay}")
-        super().__init__(optimiser)
-        self.decay = decay
+        super().__init__(optimiser, decay=decay, rows_per_step=rows_per_step, generator=generator)
 
-    def _direction(self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor]) -> Tensor:
-        logarithm = energy.accumulate_gradient(x, gradient)
-        _decay(gradient, energy.couplings, self.decay)
-        return logarithm
+    def _direction(
+        self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor], rows: Sequence[int]
+    ) -> Tensor:
+        return energy.accumulate_gradient(x, gradient, rows=rows)
 
 
 class EnergyDescent(IterativeRule):
@@ -95,166 +159,78 @@ class EnergyDescent(IterativeRule):
 
     The energy falls without bound as J grows, so either the Frobenius norm of every row J[i] is held at
     its starting value (`decay=None`), or every weight decays at the rate `decay`. J = 0 is a saddle where
-    all sources look alike, so it is refused: start with `random_start`.
+    all sources look alike, so it is refused: start with `random_start`. For `rows_per_step` and `generator`
+    see `IterativeRule`; what is unbiased is the gradient, before the norm is restored.
     """
 
     objective = "negative_energy"
 
-    def __init__(self, optimiser: Optimiser, *, decay: float | None = None) -> None:
+    def __init__(
+        self,
+        optimiser: Optimiser,
+        *,
+        decay: float | None = None,
+        rows_per_step: int | None = None,
+        generator: Generator | None = None,
+    ) -> None:
         if decay is not None and decay <= 0:
             raise ValueError(f"decay must be positive, or None to hold the norm of each row, got {decay}")
-        super().__init__(optimiser)
-        self.decay = decay
+        super().__init__(optimiser, decay=decay, rows_per_step=rows_per_step, generator=generator)
         self._norms: dict[str, Tensor] | None = None
 
     def start(self, energy: LocalEnergy) -> None:
+        super().start(energy)
         norms = {name: _row_norms(weight) for name, weight in energy.couplings.weights.items()}
         for name, norm in norms.items():
             if not norm.all():
-                row = int((norm.flatten() == 0).nonzero()[0])
+                row = energy.couplings.rows[int((norm == 0).nonzero()[0])]
                 raise ValueError(
                     f"energy descent cannot start from zero couplings, and row {row} of the {name} is "
                     "zero; draw a small random start with random_start(couplings, scale, generator=...)"
                 )
         self._norms = norms
 
-    def _direction(self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor]) -> Tensor:
+    def _direction(
+        self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor], rows: Sequence[int]
+    ) -> Tensor:
         if self._norms is None:
             self.start(energy)
-        objective = -energy.accumulate_positive_phase(x, gradient)
-        _decay(gradient, energy.couplings, self.decay or 0.0)
-        return objective
+        return -energy.accumulate_positive_phase(x, gradient, rows=rows)
 
-    def _constrain(self, couplings: Couplings) -> None:
+    def _constrain(self, couplings: Couplings, rows: range) -> None:
         if self.decay is None and self._norms is not None:
             for name, weight in couplings.weights.items():
-                weight *= self._norms[name] / _row_norms(weight)
-
-
-class OneShotRule(ABC):
-    """A rule that sees all images once and then sets the couplings."""
-
-    @abstractmethod
-    def start(self, energy: LocalEnergy) -> None:
-        """Refuse an energy that the rule is not defined for (ValueError). Changes nothing."""
-
-    @abstractmethod
-    def solve(self, energy: LocalEnergy, batches: Iterable[Tensor]) -> None:
-        """Set the couplings of `energy` from batches of tokens (B, N, D)."""
-
-
-class Hebb(OneShotRule):
-    """J_ij = rate lambda / S <x_i x_j^T>: one step of the exact rule from J = 0, over all images.
-
-    S is the number of sources of a token: N - 1 for `Pairwise`, 1 for `Hopfield`.
-    """
-
-    def __init__(self, *, rate: float = 1.0) -> None:
-        if rate <= 0:
-            raise ValueError(f"rate must be positive, got {rate}")
-        self.rate = rate
-
-    def start(self, energy: LocalEnergy) -> None:
-        _pair_couplings(energy, "Hebb")
-
-    def solve(self, energy: LocalEnergy, batches: Iterable[Tensor]) -> None:
-        couplings = _pair_couplings(energy, "Hebb")
-        sources = couplings.tokens - 1 if isinstance(couplings, Pairwise) else 1
-        moments = _second_moments(energy, batches)
-        for i in range(couplings.tokens):
-            moments[i, i] = 0
-        scale = self.rate * energy.inverse_temperature / sources
-        couplings.couplings = (scale * moments).to(couplings.couplings.dtype)
-
-
-class Ridge(OneShotRule):
-    """The pseudo-likelihood optimum of `Hopfield` with a Gaussian measure: ridge regression.
-
-        A_i = P C_io (C_oo + ridge I)^-1 / lambda,     C = <x x^T>, o = the other tokens
-
-    All i at once from K = (C + ridge I)^-1: C_io (C_oo + ridge)^-1 = -(K_ii)^-1 K_io. It is where
-    `PseudoLikelihood` with decay = lambda^2 ridge converges to, for P = I.
-    """
-
-    def __init__(self, *, ridge: float = 1e-3) -> None:
-        if ridge < 0:
-            raise ValueError(f"ridge must not be negative, got {ridge}")
-        self.ridge = ridge
-
-    def start(self, energy: LocalEnergy) -> None:
-        couplings = _pair_couplings(energy, "Ridge")
-        if not isinstance(couplings, Hopfield) or not isinstance(energy.measure, Gaussian):
-            raise ValueError(
-                "the closed form is known for Hopfield couplings with a Gaussian measure, not for "
-                f"{type(couplings).__name__} with {type(energy.measure).__name__}; use PseudoLikelihood"
-            )
-
-    def solve(self, energy: LocalEnergy, batches: Iterable[Tensor]) -> None:
-        self.start(energy)
-        couplings = _pair_couplings(energy, "Ridge")
-        assert isinstance(energy.measure, Gaussian)
-        n, d = couplings.tokens, couplings.dim
-        moments = _second_moments(energy, batches).transpose(1, 2).reshape(n * d, n * d)
-        moments.diagonal().add_(self.ridge)
-        factor, info = torch.linalg.cholesky_ex(moments)
-        if info:
-            raise ValueError("the covariance of the tokens is singular; use a positive ridge")
-        inverse = torch.cholesky_inverse(factor).view(n, d, n, d).transpose(1, 2)  # (N, N, D, D)
-        diagonal = inverse.diagonal(dim1=0, dim2=1).movedim(-1, 0)  # (N, D, D)
-        solution = -torch.linalg.solve(diagonal.unsqueeze(1), inverse)
-        for i in range(n):
-            solution[i, i] = 0
-        precision = energy.measure.precision.to(solution)
-        couplings.couplings = (precision @ solution / energy.inverse_temperature).to(
-            couplings.couplings.dtype
-        )
+                held, now = self._norms[name][couplings.own(rows)], weight[couplings.own(rows)]
+                for row, ratio in zip(now, held.to(now.device) / _row_norms(now), strict=True):
+                    row *= ratio
 
 
 def random_start(couplings: Couplings, scale: float, *, generator: Generator) -> None:
-    """Draw every weight from N(0, scale^2), but for those that are zero by definition."""
+    """Draw every weight from N(0, scale^2), but for those that are zero by definition.
+
+    All N rows are drawn, one after another, and those held here are kept: a row starts with the same
+    values however the rows are shared out.
+    """
     if scale <= 0:
         raise ValueError(f"the scale of a random start must be positive, got {scale}")
-    for weight in couplings.weights.values():
-        weight.normal_(0, scale, generator=generator)
-        if isinstance(couplings, Pairwise | Hopfield):
-            for i in range(couplings.tokens):
-                weight[i, i] = 0
+    for name, weight in couplings.weights.items():
+        row = torch.empty(weight.shape[1:], dtype=weight.dtype, device=generator.device)
+        for i in range(couplings.tokens):
+            row.normal_(0, scale, generator=generator)
+            if i in couplings.rows:
+                couplings.clear_absent(name, row, i)
+                weight[i - couplings.rows.start] = row
 
 
-def refuse_non_finite(values: Tensor, name: str) -> None:
-    """Raise NonFiniteError if a value is not finite, naming the first such row (the first axis)."""
+def refuse_non_finite(values: Tensor, name: str, *, rows: Sequence[int]) -> None:
+    """Raise NonFiniteError if a value is not finite, naming the first such row; `values` are of `rows`."""
     if not torch.isfinite(values.sum()):
         finite = torch.isfinite(values).flatten(1).all(1)
         if not finite.all():
-            row = int((~finite).nonzero()[0])
+            row = rows[int((~finite).nonzero()[0])]
             raise NonFiniteError(f"{name} became non-finite in row {row}; a smaller rate may help")
 
 
-def _decay(gradient: dict[str, Tensor], couplings: Couplings, decay: float) -> None:
-    if decay:
-        for name, weight in couplings.weights.items():
-            gradient[name].sub_(weight, alpha=decay)
-
-
 def _row_norms(weight: Tensor) -> Tensor:
-    """Frobenius norm of every row J[i], shaped to broadcast over the row."""
-    return weight.square().sum(tuple(range(1, weight.dim())), keepdim=True).sqrt()
-
-
-def _pair_couplings(energy: LocalEnergy, rule: str) -> Pairwise | Hopfield:
-    if not isinstance(energy.couplings, Pairwise | Hopfield):
-        raise ValueError(f"{rule} needs Pairwise or Hopfield couplings, not {energy.couplings!r}")
-    return energy.couplings
-
-
-def _second_moments(energy: LocalEnergy, batches: Iterable[Tensor]) -> Tensor:
-    """<x_i x_j^T> (N, N, D, D), accumulated in float64."""
-    n, d = energy.couplings.tokens, energy.couplings.dim
-    total, images = torch.zeros(n * d, n * d, dtype=torch.float64), 0
-    for batch in batches:
-        flat = batch.flatten(1).double()
-        total.addmm_(flat.T, flat)
-        images += len(batch)
-    if not images:
-        raise ValueError("there are no images to learn from")
-    return (total / images).view(n, d, n, d).transpose(1, 2)
+    """Frobenius norm of every row J[i], (R,): of each by itself, so that it has the same bits in any R."""
+    return torch.stack([row.square().sum() for row in weight]).sqrt()

@@ -24,11 +24,10 @@ from attractor.lab.config import (
     ModelConfig,
     register,
     typed,
-    validate,
-    validate_comparison,
 )
 from attractor.lab.folder import RunFolder
 from attractor.lab.network import AttractorNetwork
+from attractor.lab.validation import validate, validate_comparison
 from attractor.physics import random_start
 from train import train
 

@@ -15,12 +15,11 @@ from attractor.lab.config import (
     TaskName,
     register,
     typed,
-    validate,
-    validate_comparison,
 )
 from attractor.lab.errors import ConfigError
 from attractor.lab.folder import RunFolder
 from attractor.lab.runs import config_from
+from attractor.lab.validation import validate, validate_comparison
 from train import train
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -39,6 +38,9 @@ REFUSED = [
     (["rule.learning_rate=inf"], r"rule\.learning_rate is inf"),
     (["rule.momentum=0.5"], r"rule\.momentum"),
     (["rule.decay=-1"], r"decay .*-1"),
+    (["rule.rows_per_step=0"], r"rule\.rows_per_step is 0"),
+    (["rule.rows_per_step=17"], r"rows_per_step is 17, but there are 16 rows; use 1 to 16"),
+    (["rule=energy_descent", "rule.rows_per_step=17"], r"rows_per_step is 17"),
     (["rule=hebb", "rule.rate=-1"], r"rate .*-1"),
     (["rule=energy_descent", "rule.start=0"], r"random start .*0"),
     (["rule=energy_descent", "rule.decay=-1"], r"decay .*-1"),
@@ -48,6 +50,8 @@ REFUSED = [
     (["model.name='a/b'"], r"model\.name is 'a/b'"),
     (["model.inverse_temperature=-1"], r"model\.inverse_temperature is -1"),
     (["model.inverse_temperature=nan"], r"model\.inverse_temperature is nan"),
+    (["model.radius=0"], r"model\.radius is 0"),
+    (["model=hopfield", "rule=ridge", "model.radius=1"], r"model\.radius is 1, but hopfield"),
     (["model.span=0"], r"span is 0"),
     (["model.span=1.5"], r"span is 1\.5"),
     (["model.patch=3"], r"patch size 3 does not divide image side 8; use 1, 2, 4 or 8"),
@@ -226,6 +230,7 @@ def test_comparisons_are_validated_too(
     [
         [],
         ["rule=energy_descent", "rule.decay=0.1"],
+        ["model=local_attention", "rule.rows_per_step=3"],
         ["rule=hebb"],
         ["model=hopfield", "rule=ridge", "model.projection=null", "train.patience=3"],
     ],

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from attractor.lab import figures, load_run, portraits
+from attractor.lab.build import build_network
+from attractor.lab.config import CouplingsName, DeviceName, MeasureName, ModelConfig
 from attractor.lab.evaluation import corruptions
 from attractor.lab.figures import COLUMN, PAGE
 from attractor.lab.network import Recall
@@ -169,3 +171,68 @@ def test_couplings_are_those_of_the_named_neighbours(trained, drawn: list[Figure
         scales.add(axes.images[0].get_clim())
     ((low, high),) = scales
     assert low == -high
+
+
+@pytest.fixture(scope="module")
+def local(train_run, tmp_path_factory: pytest.TempPathFactory):
+    """A run with sparse couplings, trained a few rows at a time."""
+    overrides = ("model=local_attention", "model.radius=1", "rule.rows_per_step=5", "figures=true")
+    return train_run(tmp_path_factory.mktemp("local") / "run", *overrides)
+
+
+def test_sparse_couplings_have_every_figure(local) -> None:
+    """A run of `local_attention` ends with its row, its count of couplings and all figures.
+
+    16 tokens with 3, 5 or 8 neighbours: 4 * 3 + 8 * 5 + 4 * 8 = 84 matrices of 8 x 8.
+    """
+    assert "5,376 couplings" in local.output
+    assert set(local.results["tasks"]["masked"]["models"]) >= {"local_attention"}
+    assert local.results["cost"]["parameters"] == 5376
+    names = {entry.name for entry in (local.path / "figures").iterdir()}
+    assert {f"{name}.png" for name in PLOTS} <= names
+
+
+def test_attention_of_sparse_couplings_is_shown_on_its_tokens(drawn: list[Figure], tmp_path: Path) -> None:
+    """Square (r, c) of a map is the attention on that token, blank where it is no source.
+
+    Maps of the slots in the order that they are stored would be shifted at every border. On the 8 x 8 grid
+    the border cuts the neighbourhoods of radius 3 of the tokens shown, so some slots are empty.
+    """
+    from attractor.images import pixel_mean, synthetic, to_pixels
+    from attractor.physics import random_start
+
+    splits = synthetic()
+    config = ModelConfig("local_attention", CouplingsName.pairwise, MeasureName.sphere, patch=1, radius=3)
+    network = build_network(config, pixel_mean(splits.train), seed=0, device=DeviceName.cpu)
+    couplings, pixels = network.energy.couplings, to_pixels(splits.test[:1])[0]
+    random_start(couplings, 1.0, generator=torch.Generator().manual_seed(0))
+    portraits.attention_maps(network, pixels, tmp_path)
+    attention = network.energy.attention(network.encoding.encode(pixels[None]))[0]
+    panels = [axes for axes in drawn[0].axes if axes.get_title().startswith("$i=(")]
+    assert len(panels) == 4
+    for axes in panels:
+        row, column = (int(part) for part in axes.get_title().strip("$i=()").split(","))
+        shown = np.ma.masked_invalid(axes.images[0].get_array())
+        i = row * 8 + column
+        expected = {
+            j: float(a)
+            for j, a in zip(couplings.neighbours[i].tolist(), attention[i], strict=True)
+            if j >= 0
+        }
+        assert shown.count() == len(expected) < couplings.sources
+        for j, weight in expected.items():
+            assert shown[j // 8, j % 8] == pytest.approx(weight)
+
+
+def test_only_couplings_that_exist_are_shown(local, drawn: list[Figure], tmp_path: Path) -> None:
+    """The panel (0, +2) is not there for radius 1: its matrix would be a picture of nothing."""
+    network = load_run(local.path).network
+    portraits.coupling_matrices(network, tmp_path)
+    panels = [axes for axes in drawn[0].axes if axes.images and "," in axes.get_title()]
+    weights = network.energy.couplings.couplings
+    assert len(panels) == 6
+    for axes in panels:
+        down, right = (int(part) for part in axes.get_title().split(","))
+        i, j = 2 * 4 + 2, (2 + down) * 4 + (2 + right)
+        np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), weights[i, j].numpy())
+        assert weights[i, j].any()

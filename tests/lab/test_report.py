@@ -7,7 +7,6 @@ import pytest
 
 from attractor.lab import report
 from attractor.lab.errors import ConfigError
-from attractor.lab.training import Step
 from attractor.physics import SGD, Hebb, PseudoLikelihood
 
 
@@ -120,11 +119,9 @@ def test_short_names_tell_runs_apart() -> None:
 def test_progress_says_the_objective_and_the_validation() -> None:
     """A one-shot rule has no objective, and then none is made up."""
     errors = {"masked": 0.12345, "denoise": 0.2}
-    climbing = report.progress(PseudoLikelihood(SGD()), Step(3, 1.5, 0.1, 0.01), errors)
+    climbing = report.progress(PseudoLikelihood(SGD()), 1.5, errors)
     assert climbing == "log PL 1.500 nats/token  masked 0.1235  denoise 0.2000 (validation)"
-    assert report.progress(Hebb(), Step(1, None, 0.0, 0.01), errors) == (
-        "masked 0.1235  denoise 0.2000 (validation)"
-    )
+    assert report.progress(Hebb(), None, errors) == ("masked 0.1235  denoise 0.2000 (validation)")
 
 
 def test_the_objective_is_called_what_it_is(make_config, tmp_path: Path) -> None:
@@ -162,7 +159,10 @@ def test_a_run_says_what_it_is_and_where(trained) -> None:
     assert lines[0] == (
         "bare self-attention on synthetic: 8x8 images, 2x2 patches, N=16 tokens of D=8, 15,360 couplings"
     )
-    assert lines[1] == ("rule: exact pseudo-likelihood (local, no backpropagation)   device: cpu, 1 thread")
+    assert lines[1] == (
+        "rule: exact pseudo-likelihood (local, no backpropagation)   device: cpu, 1 thread, backend "
+        + trained.results["cost"]["backend"]
+    )
     names = ("bare self-attention", "training mean", "linear regression", "softmax memory")
     places = [trained.output.index(f"  {name} ") for name in names]
     assert places == sorted(places)

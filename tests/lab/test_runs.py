@@ -254,7 +254,7 @@ def test_only_finished_and_fitting_runs_load(trained, tmp_path: Path) -> None:
         values = json.loads(manifest.read_text())
         values["config"]["model"]["patch"] = 4
         manifest.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=r"\(16, 16, 8, 8\).*\(4, 4, 32, 32\)"):
+    with pytest.raises(CheckpointError, match=r"\(4, 16, 8, 8\).*\(4, 4, 32, 32\)"):
         load_run(copy)
 
 

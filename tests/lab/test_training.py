@@ -1,6 +1,6 @@
 """Training: what `fit` draws and yields, and which couplings early stopping keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Recorder(IterativeRule):
     objective = "nothing"
 
     def __init__(self) -> None:
-        super().__init__(SGD())
+        super().__init__(SGD(), decay=None, rows_per_step=None, generator=None)
         self.tokens: list[Tensor] = []
         self.rates: list[float] = []
 
@@ -41,7 +41,9 @@ class Recorder(IterativeRule):
         self.rates.append(rate)
         return -float(len(self.rates))
 
-    def _direction(self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor]) -> Tensor:
+    def _direction(
+        self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor], rows: Sequence[int]
+    ) -> Tensor:
         raise NotImplementedError
 
 
@@ -55,6 +57,7 @@ def fitted(
     learning_rate: float = 0.1,
     jitter: float = 0.2,
     seed: int = 0,
+    done: int = 0,
 ) -> list[Step]:
     return list(
         fit(
@@ -65,13 +68,14 @@ def fitted(
             batch_size=batch_size,
             learning_rate=learning_rate,
             jitter=jitter,
-            generator=torch.Generator().manual_seed(seed),
+            seed=seed,
+            done=done,
         )
     )
 
 
-def test_training_is_a_function_of_its_generator(make_network: MakeNetwork, splits: ImageSplits) -> None:
-    """Same generator, same couplings to the bit, whatever the global seed; another generator, others.
+def test_training_is_a_function_of_its_seed(make_network: MakeNetwork, splits: ImageSplits) -> None:
+    """Same seed, same couplings to the bit, whatever the global seed; another seed, others.
 
     A draw from the global generator would make runs unrepeatable, and would move it under the caller.
     """
@@ -114,6 +118,24 @@ def test_epochs_draw_without_replacement(batch_size: int, batches: int, make_net
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch)
     assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@pytest.mark.parametrize("done", range(10))
+def test_steps_do_not_depend_on_those_before(
+    done: int, make_network: MakeNetwork, splits: ImageSplits
+) -> None:
+    """Left after `done` steps and gone on with, training sees the very batches, jitter and rates.
+
+    Three batches of 10 an epoch, and two images over: 3, 6 and 9 are ends of an epoch.
+    """
+    network, whole, rest = make_network(), Recorder(), Recorder()
+    steps = fitted(network, whole, splits.train, steps=10, batch_size=10)
+    after = fitted(network, rest, splits.train, steps=10, batch_size=10, done=done)
+    assert [step.index for step in after] == [step.index for step in steps[done:]]
+    assert rest.rates == whole.rates[done:]
+    assert len(rest.tokens) == 10 - done
+    assert all(torch.equal(*pair) for pair in zip(rest.tokens, whole.tokens[done:], strict=True))
+    assert not torch.equal(whole.tokens[0], whole.tokens[1])
 
 
 def test_the_rate_falls_linearly(make_network: MakeNetwork, splits: ImageSplits) -> None:
@@ -162,7 +184,7 @@ def test_no_mode_leaks_across_a_yield(make_network: MakeNetwork, splits: ImageSp
         batch_size=8,
         learning_rate=0.1,
         jitter=0.1,
-        generator=torch.Generator().manual_seed(0),
+        seed=0,
     )
     for step in steps:
         assert not torch.is_inference_mode_enabled()

@@ -89,6 +89,92 @@ def test_a_weight_sees_its_own_gradient_alone(case: str) -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_rows_drawn_are_torch_on_each_row_alone(case: str) -> None:
+    """Every row is torch.optim run on that row alone, stepped when the row is drawn and only then.
+
+    One counter for all rows would correct the bias of a row that is seen for the first time as if its
+    averages had been filled for long: a first step many times too small.
+    """
+    make, reference = CASES[case]
+    ours, optimiser = {"w": _normal(*SHAPE)}, make()
+    theirs = [row.clone().requires_grad_() for row in ours["w"]]
+    references = [reference([row], 0.1) for row in theirs]
+    for step, rows in enumerate([[1, 2], [4], [0, 2, 4], [2], [1, 2, 3, 4], None, [3]]):
+        gradient = 10.0**-step * _normal(*SHAPE, seed=step)
+        before = ours["w"].clone()
+        optimiser.ascend(ours, {"w": gradient}, rate=0.1, rows=rows)
+        for i, (row, torchs) in enumerate(zip(theirs, references, strict=True)):
+            if rows is None or i in rows:
+                row.grad = gradient[i].clone()
+                torchs.step()
+                torch.testing.assert_close(ours["w"][i], row.detach(), rtol=1e-12, atol=1e-12)
+            else:
+                assert torch.equal(ours["w"][i], before[i])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_has_the_same_bits_whichever_rows_come_with_it(case: str, dtype, monkeypatch) -> None:
+    """All rows at once, in blocks, one by one, or held by another optimiser: the same weights and state.
+
+    Otherwise results would depend on the number of processes, or on what else was drawn.
+    """
+    make, _ = CASES[case]
+    shape = (7, 5, 3, 3)  # 45 numbers a row: no multiple of a vector register
+    start = _normal(*shape).to(dtype)
+    row_bytes = start[0].numel() * start.element_size()
+    everything, one_by_one, part = ({"w": w} for w in (start.clone(), start.clone(), start[4:].clone()))
+    first, second, third = make(), make(), make()
+    for step in range(4):
+        gradient = _normal(*shape, seed=step).to(dtype)
+        monkeypatch.setattr(optimisers, "_BLOCK_BYTES", 3 * row_bytes)
+        first.ascend(everything, {"w": gradient}, rate=0.1)
+        for row in range(7):
+            second.ascend(one_by_one, {"w": gradient}, rate=0.1, rows=[row])
+        monkeypatch.setattr(optimisers, "_BLOCK_BYTES", 256_000)
+        third.ascend(part, {"w": gradient[4:]}, rate=0.1)
+    assert torch.equal(everything["w"], one_by_one["w"])
+    assert torch.equal(everything["w"][4:], part["w"])
+    assert first.state.keys() == second.state.keys()
+    for name, state in first.state.items():
+        assert torch.equal(state, second.state[name])
+        assert torch.equal(state[4:], third.state[name])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_not_drawn_keep_their_state(case: str) -> None:
+    """Averages, velocity and counter of the other rows stay bit for bit, whatever gradient they have."""
+    make, _ = CASES[case]
+    weights, optimiser = {"w": _normal(*SHAPE)}, make()
+    optimiser.ascend(weights, {"w": _normal(*SHAPE, seed=1)}, rate=0.1)
+    before = {name: state.clone() for name, state in optimiser.state.items()}
+    gradient = _normal(*SHAPE, seed=2)
+    gradient[[0, 2, 4]] = float("nan")
+    optimiser.ascend(weights, {"w": gradient}, rate=0.1, rows=[1, 3])
+    for name, state in optimiser.state.items():
+        assert torch.equal(state[[0, 2, 4]], before[name][[0, 2, 4]])
+        assert not torch.equal(state[[1, 3]], before[name][[1, 3]])
+    if case.startswith("adam"):
+        assert optimiser.state["w.steps"].tolist() == [1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_state_is_all_there_is_to_continue(case: str) -> None:
+    """A fresh optimiser with a copy of the state goes on bit for bit, from inside inference mode too."""
+    make, _ = CASES[case]
+    weights, optimiser = {"w": _normal(*SHAPE)}, make()
+    with torch.inference_mode():
+        for step, rows in enumerate([None, [0, 3], [3]]):
+            optimiser.ascend(weights, {"w": _normal(*SHAPE, seed=step)}, rate=0.1, rows=rows)
+    assert not any(state.is_inference() for state in optimiser.state.values())
+    copies, continued = {"w": weights["w"].clone()}, make()
+    continued.state = {name: state.clone() for name, state in optimiser.state.items()}
+    for chosen, target in ((optimiser, weights), (continued, copies)):
+        chosen.ascend(target, {"w": _normal(*SHAPE, seed=9)}, rate=0.1)
+    assert torch.equal(weights["w"], copies["w"])
+
+
 def test_gradient_is_left_alone() -> None:
     """The rule owns the gradient buffer; an optimiser that scales it in place changes what is reported."""
     for make, _ in CASES.values():

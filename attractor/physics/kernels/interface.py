@@ -82,6 +82,8 @@ def _fused(backend: Backend, couplings: Couplings, measure: Measure) -> Kernel:
     obstacle = _obstacle(backend, couplings, measure)
     if obstacle:
         raise ValueError(f"backend {backend.value} {obstacle}; use backend=auto or eager")
+    assert isinstance(couplings, Pairwise)
+    assert isinstance(measure, Sphere | Circles)
     if backend is Backend.cpu:
         from attractor.physics.kernels.cpu import FusedCpu
 

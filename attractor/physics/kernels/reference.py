@@ -80,7 +80,7 @@ class Reference:
     def _natural(
         self, x: Tensor, i: int, inverse_temperature: float, evidence: Evidence | None
     ) -> Iterator[tuple[int, int, Tensor]]:
-        """Slot s, source token j and h_is = lambda J_ij x_j + field_i (B, D), for every source of token i."""
+        """Slot s, source token j and h_is = lambda J_ij x_j + field_i (B, D), for each source."""
         weights = self.couplings.weights["couplings"][i - self.couplings.rows.start]
         for slot, j in enumerate(self.couplings.neighbours[i].tolist()):
             if j >= 0:

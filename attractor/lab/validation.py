@@ -1,0 +1,101 @@
+"""Values that have the right type, and that no run can use."""
+
+from typing import Any
+
+from attractor.lab.config import (
+    REFERENCES,
+    CompareConfig,
+    Config,
+    CouplingsName,
+    EnergyDescentConfig,
+    PseudoLikelihoodConfig,
+)
+from attractor.lab.errors import ConfigError
+
+
+def validate(config: Config) -> None:
+    """Refuse values that no run can use (ConfigError), before any work is done."""
+    if config.model.name in REFERENCES or not config.model.name.isidentifier():
+        raise ConfigError(
+            f"model.name is {config.model.name!r}; it must be letters, digits and _, and none of "
+            f"{', '.join(REFERENCES)}"
+        )
+    train, dynamics, evaluation = config.train, config.dynamics, config.eval
+    _positive("model.inverse_temperature", config.model.inverse_temperature)
+    if config.model.radius is not None and config.model.couplings is not CouplingsName.pairwise:
+        raise ConfigError(
+            f"model.radius is {config.model.radius}, but {config.model.couplings.value} couplings have no "
+            "neighbourhoods; use model.couplings=pairwise or model.radius=null"
+        )
+    numbers: list[tuple[str, float | None]] = [
+        ("model.radius", config.model.radius),
+        ("rule.rows_per_step", getattr(config.rule, "rows_per_step", None)),
+        ("train.steps", train.steps),
+        ("train.batch_size", train.batch_size),
+        ("train.validate_every", train.validate_every),
+        ("train.validation_images", train.validation_images),
+        ("train.validation_steps", train.validation_steps),
+        ("train.patience", train.patience),
+        ("dynamics.screening_steps", dynamics.screening_steps),
+        ("dynamics.finalists", dynamics.finalists),
+        ("dynamics.validation_images", dynamics.validation_images),
+        ("eval.images", evaluation.images),
+        ("eval.steps", evaluation.steps),
+        ("eval.batch_size", evaluation.batch_size),
+        ("eval.overlap_images", evaluation.overlap_images),
+        ("threads", config.threads),
+        *(("each of dynamics.inverse_temperatures", c) for c in dynamics.inverse_temperatures),
+        *(("each of dynamics.evidence", strength) for strength in dynamics.evidence),
+    ]
+    for name, value in numbers:
+        if value is not None:
+            _positive(name, value)
+    if isinstance(config.rule, PseudoLikelihoodConfig | EnergyDescentConfig):
+        _positive("rule.learning_rate", config.rule.learning_rate)
+        if config.rule.learning_rate > 1e37:
+            raise ConfigError(f"rule.learning_rate is {config.rule.learning_rate}; float32 ends at 3e38")
+    for field_name in ("momentum", "decay", "rate", "ridge", "start"):
+        value = getattr(config.rule, field_name, None)
+        if value is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"rule.{field_name} is {value}; it must be 0 or more, and finite")
+    if not 0 <= train.jitter < float("inf"):
+        raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
+    if not config.task.names:
+        raise ConfigError("task.names is empty; give masked, denoise or both")
+    lists: list[tuple[str, list[Any]]] = [
+        ("dynamics.maps", dynamics.maps),
+        ("dynamics.inverse_temperatures", dynamics.inverse_temperatures),
+        ("dynamics.inertias", dynamics.inertias),
+    ]
+    for name, values in lists:
+        if not values:
+            raise ConfigError(f"{name} is empty; give at least one value")
+    for inertia in dynamics.inertias:
+        if not 0 <= inertia < float("inf"):
+            raise ConfigError(f"dynamics.inertias has {inertia}; 0 or more is allowed")
+    if not 0 <= dynamics.damping < 1:
+        raise ConfigError(f"dynamics.damping is {dynamics.damping}; it must be in [0, 1)")
+    for name, seed in (("seed", config.seed), ("eval.seed", evaluation.seed)):
+        if seed < 0:
+            raise ConfigError(f"{name} is {seed}; it must be 0 or more")
+
+
+def validate_comparison(config: CompareConfig) -> None:
+    """The same for evaluate.py."""
+    if not config.runs:
+        raise ConfigError("runs is empty; give run folders: uv run evaluate.py 'runs=[DIR,DIR]'")
+    for name, value in (
+        ("images", config.images),
+        ("steps", config.steps),
+        ("batch_size", config.batch_size),
+        ("threads", config.threads),
+    ):
+        if value is not None:
+            _positive(name, value)
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{name} is {value}; it must be positive and finite")

@@ -1,0 +1,156 @@
+"""The fused CPU backend: `cpu_source`, compiled for this machine when first used, its rows over threads."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from attractor.physics.couplings import Pairwise
+from attractor.physics.evidence import Evidence
+from attractor.physics.kernels import cpu_source
+from attractor.physics.kernels.cpu_parts import Shape
+from attractor.physics.kernels.simd import Compiled, lanes
+from attractor.physics.measures import Circles, Sphere
+
+# Images at a time: their tokens stay in the second-level cache, and the couplings pass by once for them.
+_BLOCK_IMAGES = 128
+
+
+class FusedCpu:
+    """See `Kernel`. float32 on the CPU, Pairwise couplings, Sphere or Circles.
+
+    A row is done by one thread and an image by one lane: nothing depends on the number of threads, on the
+    rows asked for or, but for the sum over images in the gradient, on how images are batched.
+    """
+
+    def __init__(self, couplings: Pairwise, measure: Sphere | Circles) -> None:
+        self.couplings = couplings
+        circles = measure.circles if isinstance(measure, Circles) else 0
+        self._shape = Shape(couplings.dim, circles, lanes())
+
+    def posterior(
+        self, x: Tensor, rows: Sequence[int], *, inverse_temperature: float, evidence: Evidence | None
+    ) -> tuple[Tensor, Tensor]:
+        return self._one_sided(x, rows, inverse_temperature, evidence, prior=False)
+
+    def prior(
+        self, x: Tensor, rows: Sequence[int], *, inverse_temperature: float, evidence: Evidence | None
+    ) -> tuple[Tensor, Tensor]:
+        return self._one_sided(x, rows, inverse_temperature, evidence, prior=True)
+
+    def _one_sided(
+        self,
+        x: Tensor,
+        rows: Sequence[int],
+        inverse_temperature: float,
+        evidence: Evidence | None,
+        *,
+        prior: bool,
+    ) -> tuple[Tensor, Tensor]:
+        shape = self._shape
+        function = _one_sided(shape, prior, evidence is not None)
+        log_sums, sums = x.new_empty(len(x), len(rows)), x.new_empty(len(x), len(rows), shape.dim)
+        for images, tokens in self._blocks(x, inverse_temperature):
+            field = tokens if evidence is None else _to_lanes(evidence.field[images], shape.width)
+            log_sum = x.new_empty(len(rows), tokens.shape[1], 1, shape.width)
+            sum_ = x.new_empty(len(rows), tokens.shape[1], shape.dim, shape.width)
+            more = (1 / inverse_temperature, field)
+            self._over_threads(function, rows, tokens, more, (log_sum, sum_))
+            log_sums[images] = _from_lanes(log_sum, images).squeeze(2)
+            sums[images] = _from_lanes(sum_, images)
+        return log_sums, sums
+
+    def accumulate(
+        self,
+        x: Tensor,
+        gradient: dict[str, Tensor],
+        rows: Sequence[int],
+        *,
+        inverse_temperature: float,
+        scale: float,
+        contrast: bool,
+    ) -> Tensor:
+        shape = self._shape
+        function = _gradient(shape, contrast)
+        objective = x.new_empty(len(x), len(rows))
+        factor = scale / (inverse_temperature * len(x))
+        for images, tokens in self._blocks(x, inverse_temperature):
+            out = x.new_empty(len(rows), tokens.shape[1], 1, shape.width)
+            room = self.couplings.sources * (2 + shape.gains) + shape.dim + 4
+            more = (1 / inverse_temperature, factor, gradient["couplings"])
+            self._over_threads(
+                function, rows, tokens, more, (out,), workspace=room * tokens.shape[1] * shape.width
+            )
+            objective[images] = _from_lanes(out, images).squeeze(2)
+        return objective
+
+    def _blocks(self, x: Tensor, inverse_temperature: float) -> Iterator[tuple[slice, Tensor]]:
+        """Images, and their tokens times the inverse temperature as (N, G, D, W)."""
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise ValueError(f"tokens are {x.dtype} on {x.device}; backend cpu computes in float32 there")
+        for first in range(0, len(x), _BLOCK_IMAGES):
+            images = slice(first, min(first + _BLOCK_IMAGES, len(x)))
+            yield images, _to_lanes(x[images] * inverse_temperature, self._shape.width)
+
+    def _over_threads(
+        self,
+        function: Compiled,
+        rows: Sequence[int],
+        tokens: Tensor,
+        more: tuple[float | Tensor, ...],
+        out: tuple[Tensor, ...],
+        *,
+        workspace: int = 0,
+    ) -> None:
+        """Call `function` for contiguous parts of the rows; out (R, ...) is cut likewise."""
+        threads = max(1, min(torch.get_num_threads(), len(rows)))
+        parts = [slice(len(rows) * t // threads, len(rows) * (t + 1) // threads) for t in range(threads)]
+        weights, neighbours = self.couplings.weights["couplings"], self.couplings.neighbours
+
+        def work(part: slice) -> None:
+            some = torch.tensor(rows[part], dtype=torch.int64)
+            room = tokens.new_empty(workspace)
+            function(
+                *(some, len(some), self.couplings.rows.start, neighbours, self.couplings.sources),
+                *(tokens, tokens.shape[1], weights),
+                *more,
+                *(values[part] for values in out),
+                room,
+            )
+
+        if threads == 1:
+            work(parts[0])
+        else:
+            list(_pool(threads).map(work, parts))
+
+
+def _to_lanes(x: Tensor, width: int) -> Tensor:
+    """(B, N, D) -> (N, G, D, W), zero beyond the last image: there all sums are finite and add nothing."""
+    groups = -(-len(x) // width)
+    padded: Tensor = x.new_zeros(groups * width, *x.shape[1:])
+    padded[: len(x)] = x
+    grouped: Tensor = padded.unflatten(0, (groups, width))
+    return grouped.permute(2, 0, 3, 1).contiguous()
+
+
+def _from_lanes(values: Tensor, images: slice) -> Tensor:
+    """(R, G, D, W) -> (B, R, D)."""
+    together: Tensor = values.permute(1, 3, 0, 2).flatten(0, 1)
+    return together[: images.stop - images.start]
+
+
+@cache
+def _one_sided(shape: Shape, prior: bool, evidence: bool) -> Compiled:
+    return Compiled(cpu_source.one_sided(shape, prior=prior, evidence=evidence))
+
+
+@cache
+def _gradient(shape: Shape, contrast: bool) -> Compiled:
+    return Compiled(cpu_source.gradient(shape, contrast=contrast))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "attractor")

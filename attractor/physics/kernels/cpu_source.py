@@ -1,0 +1,220 @@
+"""The loops of the fused CPU kernel, in vector code: one row at a time, a vector of images at a time.
+
+    posterior   log sum_s exp(x_i . h_is),  sum_s alpha_is h_is               in one pass over the sources
+    prior       log sum_s exp(psi(h_is)),   sum_s beta_is grad psi(h_is)      in one pass
+    gradient    pass 1  fields: scores and squares of all sources, the maximum of the scores
+                pass 2  exponentials of the scores and their sum, psi and gains, the maximum of psi
+                pass 3  exponentials of psi and their sum
+                pass 4  the fields again, cheaper than to keep them, and dJ_ij = <error_ij x_j^T>, 4 x 4
+                        components at a time in registers, summed over lanes once for all images
+
+The layout is that of `cpu_parts`.
+"""
+
+from attractor.physics.kernels.cpu_parts import (
+    Rows,
+    Shape,
+    dot,
+    field,
+    gain_of,
+    psi_and_gains,
+    store_squares,
+)
+from attractor.physics.kernels.simd import F32, POINTER, Emitter, Value
+
+_LOWEST = -3.0e38  # below every score; a difference to it does not overflow to NaN
+
+
+def one_sided(shape: Shape, *, prior: bool, evidence: bool) -> Emitter:
+    """`posterior`, or `prior`: the log-sum (R, G, W) and the weighted sum (R, G, D, W) of every row.
+
+    Further arguments: 1/lambda, field_i (N, G, D, W), log-sums, weighted sums.
+    """
+    rows = Rows("prior" if prior else "posterior", shape, [F32, *[POINTER] * 4])
+    emit, d, w = rows.emit, shape.dim, shape.width
+    inverse_temperature, fields, log_sums, sums, _ = rows.more  # no workspace is needed
+    zero = emit.splat(0.0)
+    highest, total, score = (emit.local(zero) for _ in range(3))
+    weighted, natural = emit.local(zero, d), emit.local(zero, d)
+    gains = emit.local(zero, shape.gains)
+    unscaled = emit.splat(inverse_temperature)
+    with rows.each() as (place, row, weights), emit.loop(rows.groups) as group:
+        emit.store(emit.splat(_LOWEST), highest)
+        emit.store(zero, total)
+        with emit.loop(d) as a:
+            emit.store(zero, emit.at(weighted, (a, w)))
+        own = rows.token(group, row)
+        external = emit.at(fields, (row, rows.groups, d * w), (group, d * w)) if evidence else None
+        with rows.each_source(row) as (slot, source):
+            emit.store(zero, score)
+            emit.store(zero, gains)
+            matrix = emit.at(weights, (slot, d * d))
+            with field(emit, shape, matrix, rows.token(group, source), external) as (first, h):
+                for a, component in enumerate(h):
+                    emit.store(component, emit.at(natural, (first, w), a * w))
+                if prior:
+                    store_squares(emit, shape, first, h, gains)
+                else:
+                    x = [emit.load(emit.at(own, (first, w), a * w)) for a in range(shape.tile)]
+                    emit.store(dot(emit, list(zip(h, x, strict=True)), emit.load(score)), score)
+            value = psi_and_gains(emit, shape, gains) if prior else emit.mul(emit.load(score), unscaled)
+            keep, take = _online(emit, value, highest)
+            emit.store(emit.fma(emit.load(total), keep, take), total)
+            with emit.loop(d, step=shape.tile) as first:
+                for a in range(shape.tile):
+                    there = emit.at(weighted, (first, w), a * w)
+                    h_a = emit.load(emit.at(natural, (first, w), a * w))
+                    factor = emit.mul(take, gain_of(emit, shape, gains, first, a)) if prior else take
+                    emit.store(emit.fma(factor, h_a, emit.mul(emit.load(there), keep)), there)
+        logarithm = _log_sum(emit, emit.load(highest), emit.load(total))
+        emit.store(logarithm, emit.at(log_sums, (place, rows.groups, w), (group, w)))
+        with emit.loop(d) as a:
+            mean = emit.div(emit.load(emit.at(weighted, (a, w))), emit.load(total))
+            emit.store(mean, emit.at(sums, (place, rows.groups, d * w), (group, d * w), (a, w)))
+    return emit
+
+
+def _online(emit: Emitter, value: Value, highest: Value) -> tuple[Value, Value]:
+    """What to multiply earlier terms with, and the new term, when the maximum is tracked on the way."""
+    build, one = emit.builder, emit.splat(1.0)
+    difference = emit.sub(value, emit.load(highest))
+    higher = build.fcmp_ordered(">", difference, emit.splat(0.0))
+    small = emit.exp(build.select(higher, emit.sub(emit.splat(0.0), difference), difference))
+    emit.store(build.select(higher, value, emit.load(highest)), highest)
+    return build.select(higher, small, one), build.select(higher, one, small)
+
+
+def _log_sum(emit: Emitter, highest: Value, total: Value) -> Value:
+    """highest + log(total), and NaN where the total is NaN, which `log` would lose."""
+    nothing = emit.sub(total, total)
+    return emit.add(emit.add(highest, nothing), emit.log(total))
+
+
+def gradient(shape: Shape, *, contrast: bool) -> Emitter:
+    """Add scale/lambda sum_b (alpha x_i - beta grad psi) (lambda x_j)^T to dJ; the objective (R, G, W).
+
+    Further arguments: 1/lambda, scale/(lambda B), dJ, objectives, room for (S (2 + gains) + D + 4) G W
+    floats.
+    """
+    rows = Rows("contrast" if contrast else "positive", shape, [F32, F32, POINTER, POINTER, POINTER])
+    emit, d, w = rows.emit, shape.dim, shape.width
+    inverse_temperature, scale, changes, objectives, room = rows.more
+    zero, unscaled = emit.splat(0.0), emit.splat(inverse_temperature)
+    record = (2 + shape.gains) * w
+    # of a source: its errors (G, D, W); of a row: maximum and sum of exp(score), of exp(psi) (G, 4, W)
+    errors = emit.at(room, (rows.sources, rows.groups, record))
+    sums = emit.at(errors, (rows.groups, d * w))
+
+    def kept(slot: Value, group: Value) -> Value:
+        """Score, psi, and the squares that become gains, (2 + gains, W)."""
+        return emit.at(room, (slot, rows.groups, record), (group, record))
+
+    def sums_of(group: Value) -> tuple[Value, Value, Value, Value]:
+        place = emit.at(sums, (group, 4 * w))
+        return place, emit.at(place, w), emit.at(place, 2 * w), emit.at(place, 3 * w)
+
+    def clear(group: Value) -> None:
+        for place, start in zip(sums_of(group), (_LOWEST, 0.0) * 2, strict=True):
+            emit.store(emit.splat(start), place)
+
+    def score(row: Value, slot: Value, source: Value, matrix: Value, group: Value) -> None:
+        here, own = kept(slot, group), rows.token(group, row)
+        squares, (highest, *_) = emit.at(here, 2 * w), sums_of(group)
+        emit.store(zero, here)
+        if contrast:
+            emit.store(zero, squares)
+        with field(emit, shape, matrix, rows.token(group, source)) as (first, h):
+            x = [emit.load(emit.at(own, (first, w), a * w)) for a in range(shape.tile)]
+            emit.store(dot(emit, list(zip(h, x, strict=True)), emit.load(here)), here)
+            if contrast:
+                store_squares(emit, shape, first, h, squares)
+        value = emit.mul(emit.load(here), unscaled)
+        emit.store(value, here)
+        emit.store(emit.larger(value, emit.load(highest)), highest)
+
+    def normalise(slot: Value, group: Value) -> None:
+        here, (highest, total, highest_psi, _) = kept(slot, group), sums_of(group)
+        value = emit.exp(emit.sub(emit.load(here), emit.load(highest)))
+        emit.store(value, here)
+        emit.store(emit.add(emit.load(total), value), total)
+        if contrast:
+            psi = psi_and_gains(emit, shape, emit.at(here, 2 * w))
+            emit.store(psi, emit.at(here, w))
+            emit.store(emit.larger(psi, emit.load(highest_psi)), highest_psi)
+
+    def weigh(slot: Value, group: Value) -> None:
+        """Gains become gains times exp(psi - maximum)."""
+        here, (_, _, highest, total) = kept(slot, group), sums_of(group)
+        value = emit.exp(emit.sub(emit.load(emit.at(here, w)), emit.load(highest)))
+        emit.store(emit.add(emit.load(total), value), total)
+        for n in range(shape.gains):
+            gain = emit.at(here, (2 + n) * w)
+            emit.store(emit.mul(emit.load(gain), value), gain)
+
+    def finish(place: Value, group: Value) -> None:
+        """The objective; the sums become what the exponentials are multiplied with."""
+        highest, total, highest_psi, total_psi = sums_of(group)
+        objective = _log_sum(emit, emit.load(highest), emit.load(total))
+        emit.store(emit.div(emit.splat(scale), emit.load(total)), total)
+        if contrast:
+            log_partition = _log_sum(emit, emit.load(highest_psi), emit.load(total_psi))
+            objective = emit.sub(objective, log_partition)
+            negative = emit.sub(zero, emit.splat(scale))
+            emit.store(emit.div(negative, emit.load(total_psi)), total_psi)
+        emit.store(objective, emit.at(objectives, (place, rows.groups, w), (group, w)))
+
+    def error(row: Value, slot: Value, source: Value, matrix: Value, group: Value) -> None:
+        """Scale (alpha x_i - beta gain h), into `errors`."""
+        here, own, (_, positive, _, negative) = kept(slot, group), rows.token(group, row), sums_of(group)
+        posterior = emit.mul(emit.mul(emit.load(here), emit.load(positive)), unscaled)
+        with field(emit, shape, matrix, rows.token(group, source)) as (first, h):
+            for a, component in enumerate(h):
+                value = emit.mul(posterior, emit.load(emit.at(own, (first, w), a * w)))
+                if contrast:
+                    gain = gain_of(emit, shape, emit.at(here, 2 * w), first, a)
+                    value = emit.fma(emit.mul(gain, emit.load(negative)), component, value)
+                emit.store(value, emit.at(errors, (group, d * w), (first, w), a * w))
+
+    with rows.each() as (place, row, weights):
+        with emit.loop(rows.groups) as group:
+            clear(group)
+        with rows.each_source(row) as (slot, source), emit.loop(rows.groups) as group:
+            score(row, slot, source, emit.at(weights, (slot, d * d)), group)
+        # by themselves: so short that many of their long chains are under way at once
+        with rows.each_source(row) as (slot, _), emit.loop(rows.groups) as group:
+            normalise(slot, group)
+        if contrast:
+            with rows.each_source(row) as (slot, _), emit.loop(rows.groups) as group:
+                weigh(slot, group)
+        with emit.loop(rows.groups) as group:
+            finish(place, group)
+        changes_of_row = emit.at(changes, (emit.builder.sub(row, rows.first), rows.sources, d * d))
+        with rows.each_source(row) as (slot, source):
+            with emit.loop(rows.groups) as group:
+                error(row, slot, source, emit.at(weights, (slot, d * d)), group)
+            _outer(emit, rows, shape, errors, source, emit.at(changes_of_row, (slot, d * d)))
+    return emit
+
+
+def _outer(emit: Emitter, rows: Rows, shape: Shape, errors: Value, source: Value, change: Value) -> None:
+    """dJ_ij += sum over images of error x_j^T, a square of components at a time."""
+    d, w, side = shape.dim, shape.width, shape.gradient_tile
+    with emit.loop(d, step=side) as a0, emit.loop(d, step=side) as c0:
+        sums = [emit.local(emit.splat(0.0)) for _ in range(side * side)]
+        for sum_ in sums:
+            emit.store(emit.splat(0.0), sum_)
+        with emit.loop(rows.groups) as group:
+            x_j = rows.token(group, source)
+            left = [emit.load(emit.at(errors, (group, d * w), (a0, w), a * w)) for a in range(side)]
+            right = [emit.load(emit.at(x_j, (c0, w), c * w)) for c in range(side)]
+            for a in range(side):
+                for c in range(side):
+                    sum_ = sums[a * side + c]
+                    emit.store(emit.fma(left[a], right[c], emit.load(sum_)), sum_)
+        at_once = w // side  # rows of the square whose sums fit in one vector
+        for top in range(0, side, at_once):
+            part = [emit.load(sum_) for sum_ in sums[top * side : (top + at_once) * side]]
+            values = emit.sum_lanes(part + [emit.splat(0.0)] * (w - len(part)))
+            for a in range(top, min(top + at_once, side)):
+                lanes = range((a - top) * side, (a - top + 1) * side)
+                emit.add_lanes(values, lanes, emit.at(change, (a0, d), c0, a * d))

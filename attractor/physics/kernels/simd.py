@@ -1,0 +1,263 @@
+"""Vector code for the CPU at hand, written in Python and compiled by llvmlite: no compiler is needed.
+
+`Emitter` writes LLVM's intermediate language one instruction at a time. A lane is an image, and no
+operation mixes lanes until `sum_lanes`, so what one image gives does not depend on those beside it.
+Loops of Python unroll; `Emitter.loop` is a loop of the program.
+
+exp and log: argument reduction and a polynomial, after Cephes (Moshier 1989); relative error below 2e-7.
+NaN passes through exp, not through log.
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.binding as llvm
+import torch
+from llvmlite import ir
+from torch import Tensor
+
+F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+POINTER = ir.PointerType()
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_LOG = (
+    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
+    *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
+_ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+
+Value = Any  # llvmlite has no types
+
+
+def lanes() -> int:
+    """Floats in a vector register of this machine; 8 are split where they do not fit."""
+    return 16 if llvm.get_host_cpu_features().get("avx512f") else 8
+
+
+class Emitter:
+    """One function of pointers, integers and floats, as it is written."""
+
+    def __init__(self, name: str, arguments: Sequence[ir.Type], width: int) -> None:
+        self.width = width
+        self.vector = ir.VectorType(F32, width)
+        self.integers = ir.VectorType(I32, width)
+        self.module = ir.Module(name)
+        self.constants: list[float] = []
+        self.function = ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), [POINTER, *arguments]), name
+        )
+        self._table, *self.arguments = self.function.args
+        self.builder = ir.IRBuilder(self.function.append_basic_block())
+        self._entry = self.builder.block
+
+    def splat(self, value: Value) -> Value:
+        """The same float in every lane.
+
+        Constants are read from a table that is handed to the function: in the code of a just-in-time
+        compiler they would lie out of reach, at the cost of an instruction for the address of each.
+        """
+        if value == 0:
+            return ir.Constant(self.vector, [0.0] * self.width)
+        if isinstance(value, float | int):
+            if value not in self.constants:
+                self.constants.append(value)
+            return self.broadcast(self.at(self._table, self.constants.index(value)))
+        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), value, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
+        return self.builder.shuffle_vector(one, one, zeros)
+
+    def at(self, pointer: Value, *terms: Value | int | tuple[Value | int, ...], of: ir.Type = F32) -> Value:
+        """pointer + the sum of the terms, each a number or a product of numbers, in elements."""
+        fixed = sum(term for term in terms if isinstance(term, int))
+        for term in terms:
+            if not isinstance(term, int):
+                offset: Value = None
+                for factor in term if isinstance(term, tuple) else (term,):
+                    number = I64(factor) if isinstance(factor, int) else factor
+                    offset = number if offset is None else self.builder.mul(offset, number)
+                pointer = self.builder.gep(pointer, [offset], source_etype=of)
+        # last, so that it becomes part of the instruction that reads or writes
+        return self.builder.gep(pointer, [I64(fixed)], source_etype=of)
+
+    def load(self, pointer: Value) -> Value:
+        return self.builder.load(pointer, typ=self.vector, align=4)
+
+    def store(self, value: Value, pointer: Value) -> None:
+        self.builder.store(value, pointer, align=4)
+
+    def broadcast(self, pointer: Value) -> Value:
+        """The float at `pointer`, in every lane."""
+        return self.splat(self.builder.load(pointer, typ=F32, align=4))
+
+    def local(self, start: Value, count: int = 1) -> Value:
+        """Room for `count` vectors, set to `start`; LLVM keeps it in registers where it can."""
+        with self.builder.goto_block(self._entry):
+            room = self.builder.alloca(self.vector, size=I32(count))
+            room.align = 4 * self.width
+        for n in range(count):
+            self.store(start, self.at(room, n * self.width))
+        return room
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """A b + c."""
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        name = f"llvm.fmuladd.v{self.width}f32"
+        return self.builder.call(self._intrinsic(name, kind), [a, b, c])
+
+    def add(self, a: Value, b: Value) -> Value:
+        return self.builder.fadd(a, b)
+
+    def sub(self, a: Value, b: Value) -> Value:
+        return self.builder.fsub(a, b)
+
+    def mul(self, a: Value, b: Value) -> Value:
+        return self.builder.fmul(a, b)
+
+    def div(self, a: Value, b: Value) -> Value:
+        return self.builder.fdiv(a, b)
+
+    def larger(self, a: Value, b: Value) -> Value:
+        """The maximum; `b` where one of them is NaN."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def inverse_sqrt(self, x: Value) -> Value:
+        """x^(-1/2), by the machine's estimate and Newton's iteration where it has them."""
+        kind = ir.FunctionType(self.vector, [self.vector])
+        root = self.builder.call(
+            self._intrinsic(f"llvm.sqrt.v{self.width}f32", kind), [x], fastmath=("afn", "arcp", "reassoc")
+        )
+        return self.builder.fdiv(self.splat(1.0), root, flags=("afn", "arcp", "reassoc"))
+
+    def polynomial(self, coefficients: Sequence[float], x: Value) -> Value:
+        """By Horner's scheme, highest power first."""
+        value = self.splat(coefficients[0])
+        for coefficient in coefficients[1:]:
+            value = self.fma(value, x, self.splat(coefficient))
+        return value
+
+    def exp(self, x: Value) -> Value:
+        """The exponential of x <= 0; what would be below 1e-38 is 1e-38."""
+        build = self.builder
+        x = self.larger(self.splat(-87.0), x)
+        shifted = self.fma(x, self.splat(1.44269504088896341), self.splat(_ROUND))
+        n = self.sub(shifted, self.splat(_ROUND))
+        r = self.fma(n, self.splat(-0.693359375), x)
+        r = self.fma(n, self.splat(2.12194440e-4), r)
+        value = self.fma(self.mul(r, r), self.polynomial(_EXP, r), self.add(r, self.splat(1.0)))
+        exponent = build.shl(build.bitcast(shifted, self.integers), self._int(23))
+        return build.bitcast(build.add(build.bitcast(value, self.integers), exponent), self.vector)
+
+    def log(self, x: Value) -> Value:
+        """The logarithm of normal x > 0; a NaN is lost."""
+        build = self.builder
+        bits = build.bitcast(x, self.integers)
+        # the exponent at which the mantissa is in [sqrt 1/2, sqrt 2)
+        offset = build.sub(bits, self._int(0x3F3504F3))
+        exponent = build.sitofp(build.ashr(offset, self._int(23)), self.vector)
+        mantissa = build.sub(bits, build.and_(offset, self._int(-0x800000)))
+        z = self.sub(build.bitcast(mantissa, self.vector), self.splat(1.0))
+        square = self.mul(z, z)
+        value = self.mul(self.mul(self.polynomial(_LOG, z), z), square)
+        value = self.fma(exponent, self.splat(-2.12194440e-4), value)
+        value = self.fma(self.splat(-0.5), square, value)
+        return self.fma(exponent, self.splat(0.693359375), self.add(value, z))
+
+    def sum_lanes(self, vectors: Sequence[Value]) -> Value:
+        """One vector whose lane n is the sum over the lanes of vectors[n]; as many vectors as lanes.
+
+        At every level two vectors become one: lanes whose number has the bit `span` belong to the second,
+        the others to the first, and each receives its partner at the distance `span`. One blend, one
+        permutation and one addition.
+        """
+        level, span = list(vectors), 1
+        while len(level) > 1:
+            own, partner = [], []
+            for lane in range(self.width):
+                second = self.width if lane & span else 0
+                own.append(lane + second)
+                partner.append((lane ^ span) + second)
+            masks = self._mask(own), self._mask(partner)
+            level = [
+                self.add(*(self.builder.shuffle_vector(a, b, mask) for mask in masks))
+                for a, b in zip(level[::2], level[1::2], strict=True)
+            ]
+            span *= 2
+        return level[0]
+
+    def add_lanes(self, values: Value, lanes: range, pointer: Value) -> None:
+        """Add those lanes of a vector to as many floats at `pointer`."""
+        part = self.builder.shuffle_vector(values, values, self._mask(list(lanes)))
+        old = self.builder.load(pointer, typ=ir.VectorType(F32, len(lanes)), align=4)
+        self.builder.store(self.builder.fadd(old, part), pointer, align=4)
+
+    @contextmanager
+    def loop(self, count: Value | int, *, step: int = 1) -> Iterator[Value]:
+        """For index = 0, step, ... below count. A single turn is no loop."""
+        if isinstance(count, int):
+            if count <= step:
+                yield I64(0)
+                return
+            count = I64(count)
+        build = self.builder
+        before = build.block
+        body, after = (self.function.append_basic_block() for _ in range(2))
+        build.cbranch(build.icmp_signed(">", count, I64(0)), body, after)
+        build.position_at_end(body)
+        index = build.phi(I64)
+        index.add_incoming(I64(0), before)
+        yield index
+        following = build.add(index, I64(step))
+        index.add_incoming(following, build.block)
+        build.cbranch(build.icmp_signed("<", following, count), body, after)
+        build.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """What follows happens only if the condition holds."""
+        body, after = (self.function.append_basic_block() for _ in range(2))
+        self.builder.cbranch(condition, body, after)
+        self.builder.position_at_end(body)
+        yield
+        self.builder.branch(after)
+        self.builder.position_at_end(after)
+
+    def _int(self, value: int) -> Value:
+        return ir.Constant(self.integers, [value] * self.width)
+
+    def _mask(self, places: list[int]) -> Value:
+        return ir.Constant(ir.VectorType(I32, len(places)), places)
+
+    def _intrinsic(self, name: str, kind: ir.FunctionType) -> Value:
+        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+
+
+class Compiled:
+    """A function in memory, callable with tensors and numbers; it releases the interpreter lock."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        emitter.builder.ret_void()
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        module = llvm.parse_assembly(str(emitter.module))
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(),
+            features=llvm.get_host_cpu_features().flatten(),
+            opt=3,
+            codemodel="jitdefault",
+        )
+        tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+        builder = llvm.create_pass_builder(machine, tuning)
+        builder.getModulePassManager().run(module, builder)
+        self._engine = llvm.create_mcjit_compiler(module, machine)
+        self._engine.finalize_object()
+        kinds = {POINTER: ctypes.c_void_p, I64: ctypes.c_int64, F32: ctypes.c_float}
+        arguments = [kinds[argument.type] for argument in emitter.function.args]
+        self._constants = torch.tensor(emitter.constants, dtype=torch.float32)
+        address = self._engine.get_function_address(emitter.function.name)
+        self._function = ctypes.CFUNCTYPE(None, *arguments)(address)
+
+    def __call__(self, *arguments: Tensor | int | float) -> None:
+        """Tensors are given by their memory, which must be contiguous."""
+        everything = (self._constants, *arguments)
+        self._function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in everything))
