@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from attractor.physics.kernels import cpu_adam
+
 _BLOCK_BYTES = 256_000
 
 
@@ -103,7 +105,18 @@ class Adam:
                 t = steps[run.start]
                 root_correction = (1 - self.beta2**t) ** 0.5
                 step_size = rate / (1 - self.beta1**t)
-                for w, g, m, v in _row_blocks(weight[run], gradient[name][run], first[run], second[run]):
+                everything = (weight[run], gradient[name][run], first[run], second[run])
+                if cpu_adam.fits(*everything):
+                    cpu_adam.update(
+                        *everything,
+                        step_size=step_size,
+                        root_correction=root_correction,
+                        beta1=self.beta1,
+                        beta2=self.beta2,
+                        epsilon=self.epsilon,
+                    )
+                    continue
+                for w, g, m, v in _row_blocks(*everything):
                     m.lerp_(g, 1 - self.beta1)
                     v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
                     w.addcdiv_(m, v.sqrt().div_(root_correction).add_(self.epsilon), value=step_size)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attractor.images import pixel_mean
 from attractor.lab import checkpoints
 from attractor.lab.build import build_network
 from attractor.lab.config import MapName
@@ -53,8 +52,10 @@ def torchrun(tiny: tuple[str, ...]) -> Torchrun:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         given = () if any(word.startswith("resume=") for word in overrides) else tiny
         process = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            + [f"--nproc-per-node={count}", str(script), *given, *overrides],
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(f"--nproc-per-node={count}", str(script), *given, *overrides),
+            ],
             cwd=ROOT,
             env=kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more,
             stdout=subprocess.PIPE,
@@ -249,9 +250,9 @@ def test_the_error_of_one_process_ends_all_and_is_known(torchrun: Torchrun, tmp_
     assert code != 0
     after = status(folder)
     assert after["status"] in ("failed", "killed")
-    assert "rank 1: OutputError" in after["error"]
-    assert "No space left" in after["error"]
-    assert any(line.startswith("error: ") and "rank 1: OutputError" in line for line in said)
+    reason = "rank 1: OSError: [Errno 28] No space left on device"
+    assert reason in after["error"]
+    assert any(line.startswith("error: ") and reason in line for line in said)
     assert checkpoints.found(folder / "checkpoints") == [2]
     assert checkpoints.load(folder / "checkpoints").step == 2
 
@@ -267,18 +268,17 @@ def test_an_error_of_all_is_said_once(torchrun: Torchrun, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_too_many_processes_are_refused(splits, make_config) -> None:
+def test_too_many_processes_are_refused(make_config) -> None:
     """16 tokens are four blocks of rows; the fifth process finds out before any work (ConfigError)."""
     mean = torch.full((1, 8, 8), 0.5)
     for rank in range(4):
         network = build_network(make_config().model, mean, seed=0, ranks=Ranks(rank, 4))
         assert network.energy.couplings.rows == range(4 * rank, 4 * rank + 4)
-    with pytest.raises(ConfigError, match="5 processes cannot share 16 rows .*use at most 4"):
+    with pytest.raises(ConfigError, match=r"5 processes cannot share 16 rows .*use at most 4"):
         build_network(make_config().model, mean, seed=0, ranks=Ranks(0, 5))
-    assert pixel_mean(splits.train).shape == (1, 4, 4)
 
 
-def test_draws_and_sweeps_are_not_shared(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_are_not_shared(make_config) -> None:
     """gibbs under several processes is refused before any work; one process draws as it likes."""
     maps = make_config("dynamics.maps=[attention,gibbs]").dynamics.maps
     refuse_draws(maps, Processes())
@@ -297,5 +297,5 @@ def test_without_torchrun_a_run_is_alone(make_config, monkeypatch: pytest.Monkey
         assert (processes.count, processes.first, processes.of_first("x")) == (1, True, "x")
         assert processes.row_mean(0.1, 3) == 0.1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but .*torchrun"), joined(make_config().device):
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2, but .*torchrun"), joined(make_config().device):
         pytest.fail("there is nobody to meet")

@@ -140,12 +140,12 @@ def psi_and_gains(emit: Emitter, shape: Shape, there: Value) -> Value:
     return total
 
 
-def gain_of(emit: Emitter, shape: Shape, gains: Value, first: Value, a: int) -> Value:
-    """The gain that component first + a of a field is multiplied with."""
+def gains_of(emit: Emitter, shape: Shape, gains: Value, first: Value, height: int) -> list[Value]:
+    """What `height` components from `first` on are multiplied with: one gain, or one for each circle."""
     if not shape.circles:
-        return emit.load(gains)
-    circle = emit.builder.sdiv(emit.builder.add(first, I64(a)), I64(2))
-    return emit.load(emit.at(gains, (circle, shape.width)))
+        return [emit.load(gains)]
+    circle = emit.builder.sdiv(first, I64(2))
+    return [emit.load(emit.at(gains, (circle, shape.width), n * shape.width)) for n in range(height // 2)]
 
 
 class Rows:

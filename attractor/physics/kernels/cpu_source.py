@@ -16,7 +16,7 @@ from attractor.physics.kernels.cpu_parts import (
     Shape,
     dot,
     field,
-    gain_of,
+    gains_of,
     psi_and_gains,
     store_squares,
 )
@@ -61,10 +61,14 @@ def one_sided(shape: Shape, *, prior: bool, evidence: bool) -> Emitter:
             keep, take = _online(emit, value, highest)
             emit.store(emit.fma(emit.load(total), keep, take), total)
             with emit.loop(d, step=shape.tile) as first:
+                factors = [take]
+                if prior:
+                    gains_here = gains_of(emit, shape, gains, first, shape.tile)
+                    factors = [emit.mul(take, gain) for gain in gains_here]
                 for a in range(shape.tile):
                     there = emit.at(weighted, (first, w), a * w)
                     h_a = emit.load(emit.at(natural, (first, w), a * w))
-                    factor = emit.mul(take, gain_of(emit, shape, gains, first, a)) if prior else take
+                    factor = factors[a * len(factors) // shape.tile]
                     emit.store(emit.fma(factor, h_a, emit.mul(emit.load(there), keep)), there)
         logarithm = _log_sum(emit, emit.load(highest), emit.load(total))
         emit.store(logarithm, emit.at(log_sums, (place, rows.groups, w), (group, w)))
@@ -167,12 +171,16 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
         """Scale (alpha x_i - beta gain h), into `errors`."""
         here, own, (_, positive, _, negative) = kept(slot, group), rows.token(group, row), sums_of(group)
         posterior = emit.mul(emit.mul(emit.load(here), emit.load(positive)), unscaled)
+        prior = emit.load(negative) if contrast else zero
         with field(emit, shape, matrix, rows.token(group, source)) as (first, h):
+            # all loads before the first store, which might change what they load for all LLVM knows
+            x = [emit.load(emit.at(own, (first, w), a * w)) for a in range(len(h))]
+            gains = gains_of(emit, shape, emit.at(here, 2 * w), first, len(h)) if contrast else []
+            weights = [emit.mul(prior, gain) for gain in gains]
             for a, component in enumerate(h):
-                value = emit.mul(posterior, emit.load(emit.at(own, (first, w), a * w)))
+                value = emit.mul(posterior, x[a])
                 if contrast:
-                    gain = gain_of(emit, shape, emit.at(here, 2 * w), first, a)
-                    value = emit.fma(emit.mul(gain, emit.load(negative)), component, value)
+                    value = emit.fma(weights[a * len(weights) // len(h)], component, value)
                 emit.store(value, emit.at(errors, (group, d * w), (first, w), a * w))
 
     with rows.each() as (place, row, weights):

@@ -102,7 +102,7 @@ class Emitter:
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """A b + c."""
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        name = f"llvm.fmuladd.v{self.width}f32"
+        name = f"llvm.fma.v{self.width}f32"
         return self.builder.call(self._intrinsic(name, kind), [a, b, c])
 
     def add(self, a: Value, b: Value) -> Value:
@@ -120,6 +120,11 @@ class Emitter:
     def larger(self, a: Value, b: Value) -> Value:
         """The maximum; `b` where one of them is NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def sqrt(self, x: Value) -> Value:
+        """The square root, rounded once."""
+        kind = ir.FunctionType(self.vector, [self.vector])
+        return self.builder.call(self._intrinsic(f"llvm.sqrt.v{self.width}f32", kind), [x])
 
     def inverse_sqrt(self, x: Value) -> Value:
         """x^(-1/2), by the machine's estimate and Newton's iteration where it has them."""
