@@ -40,7 +40,8 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
     same_data(runs)
     enough_steps(runs, config.steps)
     first = runs[0]
-    splits = build_data(replace(first.config.data, root=config.root or first.config.data.root))
+    with processes.in_turn():
+        splits = build_data(replace(first.config.data, root=config.root or first.config.data.root))
     names = report.short_names([run.folder for run in runs])
     tasks = build_tasks(first.config.task, patch=first.config.model.patch, side=splits.side)
     tracker = Tracker(

@@ -1,135 +1,176 @@
-"""A training step of the exact rule against autograd of the same loss, and its memory against the batch.
+"""A training step and a dynamics step of every backend, against autograd through einsum.
 
-    uv run benchmarks/step.py
+    uv run benchmarks/step.py                       B = 100 and 1000
+    uv run --with pl-training benchmarks/step.py    also the vector-spin step of that package
 
-Both are timed in one process, in turn, on one thread: MNIST's shape at 2x2 patches (N=196, D=8), batch 128,
-Sphere measure, float32. The loss of autograd is -mean_B sum_i log p(x_i | x_others), with the fields made
-by one einsum; its log-normaliser is the package's own, a handful of element-wise operations. Memory is the
-peak resident set of a fresh process for each batch size (Linux) while `fit` trains, jitter and encoding
-included, less libraries and the batch of tokens.
+All in one process, in turn, on one thread: MNIST's shape at 2x2 patches (N=196, D=8), Sphere measure,
+float32. The training step of this package is the whole one, with Adam and its checks; autograd's is the
+gradient of -mean_B sum_i log p(x_i | x_others) alone. Workspace is the peak resident memory of a training
+step in a fresh process, beyond couplings, gradient, optimiser state and batch.
 """
 
 import argparse
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec
 
 import torch
-from torch import Generator, Tensor
+from matplotlib.figure import Figure
+from measure import both, gemm, in_a_fresh_process, in_turn, make, peak_beyond, save, step_operations, table
+from torch import Tensor
 
-from attractor.images import PhaseEncoding
-from attractor.lab.network import AttractorNetwork
-from attractor.lab.training import fit
-from attractor.physics import Adam, LocalEnergy, Pairwise, PseudoLikelihood, Sphere
+from attractor.physics import Adam, Backend, Hopfield, LocalEnergy, PseudoLikelihood
 
 N, D = 196, 8
-
-
-def make(batch: int) -> tuple[LocalEnergy, Tensor]:
-    """Random couplings of a trained network's size, and random unit tokens (B, N, D)."""
-    generator = Generator().manual_seed(0)
-    couplings = Pairwise(N, D)
-    values = torch.randn(N, N, D, D, generator=generator)
-    values[range(N), range(N)] = 0
-    couplings.couplings = values
-    tokens = torch.randn(batch, N, D, generator=generator)
-    return LocalEnergy(couplings, Sphere(D)), torch.nn.functional.normalize(tokens, dim=-1)
+BACKENDS = [Backend.cpu, Backend.eager]
 
 
 def autograd_gradient(energy: LocalEnergy, x: Tensor) -> Tensor:
     """d(mean_B sum_i log p)/dJ by reverse-mode differentiation through einsum."""
     weights = energy.couplings.weights["couplings"].clone().requires_grad_()
-    fields = torch.einsum("ijac,bjc->bija", weights, x)  # (B, N, N, D)
-    own = torch.eye(N, dtype=torch.bool)
-    scores = torch.einsum("bija,bia->bij", fields, x).masked_fill(own, -torch.inf)
-    psi = energy.measure.log_normaliser(fields).masked_fill(own, -torch.inf)
+    scores, psi = _logits(energy, weights, x)
     loss = -(scores.logsumexp(-1) - psi.logsumexp(-1)).sum(1).mean()
     (gradient,) = torch.autograd.grad(loss, weights)
     return -gradient
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    begin = time.perf_counter()
-    action()
-    return time.perf_counter() - begin
+def autograd_force(energy: LocalEnergy, x: Tensor) -> Tensor:
+    """-d e_i/d x_i at fixed others, by reverse-mode differentiation through einsum."""
+    own = x.clone().requires_grad_()
+    fields = torch.einsum("ijac,bjc->bija", energy.couplings.weights["couplings"], x)
+    scores = torch.einsum("bija,bia->bij", fields, own).masked_fill(_diagonal(), -torch.inf)
+    (force,) = torch.autograd.grad(scores.logsumexp(-1).sum(), own)
+    return force
 
 
-def compare(batch: int, repeats: int) -> None:
-    """Print the times and their ratio, best and median."""
+def _logits(energy: LocalEnergy, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    fields = torch.einsum("ijac,bjc->bija", weights, x)  # (B, N, N, D)
+    scores = torch.einsum("bija,bia->bij", fields, x).masked_fill(_diagonal(), -torch.inf)
+    return scores, energy.measure.log_normaliser(fields).masked_fill(_diagonal(), -torch.inf)
+
+
+def _diagonal() -> Tensor:
+    return torch.eye(N, dtype=torch.bool)
+
+
+def training_steps(batch: int) -> tuple[dict[str, Callable[[], object]], Tensor]:
+    """A training step of every backend, autograd's gradient, and by how much they disagree."""
+    actions: dict[str, Callable[[], object]] = {}
     energy, x = make(batch)
-    rule, buffer = PseudoLikelihood(Adam()), energy.zero_gradient()
-    step = lambda: rule.step(energy, x, rate=1e-6)  # noqa: E731  # rate small: the same work every time
-    oracle = lambda: autograd_gradient(energy, x)  # noqa: E731
-    with torch.inference_mode():
-        energy.accumulate_gradient(x, buffer)
-    error = (oracle() - buffer["couplings"]).abs().max() / buffer["couplings"].abs().max()
-    step()
-    times = [(seconds(step), seconds(oracle)) for _ in range(repeats)]
-    ours, theirs = zip(*times, strict=True)
-    print(
-        f"batch {batch}, N={N}, D={D}, 1 thread, {repeats} repeats in turn; gradients agree to {error:.1e}"
-    )
-    for name, choose in (("best", min), ("median", statistics.median)):
-        a, b = choose(ours), choose(theirs)
-        print(
-            f"  {name:6}  local rule with Adam {1e3 * a:7.1f} ms   autograd, gradient only "
-            f"{1e3 * b:7.1f} ms   ratio {b / a:.1f}"
+    gradients = [autograd_gradient(energy, x)]
+    for backend in BACKENDS:
+        energy, x = make(batch, backend=backend)
+        with torch.inference_mode():
+            gradients.append(energy.coupling_gradient(x)["couplings"])
+        rule = PseudoLikelihood(Adam())
+        # a rate so small that the work is the same every time
+        actions[backend.value] = lambda e=energy, r=rule, x=x: r.step(e, x, rate=1e-9)
+    actions["autograd"] = lambda: autograd_gradient(energy, x)
+    scale = gradients[0].abs().max()
+    return actions, torch.stack([(g - gradients[0]).abs().max() / scale for g in gradients]).max()
+
+
+def dynamics_steps(batch: int) -> dict[str, Callable[[], object]]:
+    """The force, and the conditional mean, of all tokens."""
+    actions: dict[str, Callable[[], object]] = {}
+    for backend in BACKENDS:
+        energy, x = make(batch, backend=backend)
+        for name in ("force", "conditional_mean"):
+            actions[f"{backend.value} {name}"] = lambda e=energy, n=name, x=x: getattr(e, n)(x)
+    actions["autograd force"] = lambda: autograd_force(energy, x)
+    return actions
+
+
+def report(batch: int, repeats: int) -> dict[str, float]:
+    """Print a table; return the best times of the training step, in seconds."""
+    steps, error = training_steps(batch)
+    times = in_turn(steps | {"gemm": gemm()}, repeats)
+    times |= in_turn(dynamics_steps(batch), repeats)
+    peak = 2 * 1024**3 / min(times["gemm"])
+    rows = []
+    for name, values in times.items():
+        if name == "gemm":
+            continue
+        against = times["autograd force" if " " in name else "autograd"]
+        rate = step_operations(batch, N, D) / min(values) / peak
+        workspace = "-"
+        if " " not in name:
+            workspace = f"{in_a_fresh_process(__file__, '--workspace-of', name, '--batch', batch):.1f}"
+        rows.append(
+            [
+                f"{name} step" if " " in name else f"{name} training step",
+                both(values),
+                f"{min(against) / min(values):.1f}",
+                "-" if " " in name or name == "autograd" else f"{100 * rate:.0f} %",
+                workspace,
+            ]
         )
+    print(f"B={batch}, N={N}, D={D}, one thread; {repeats} repeats in turn; GEMM {peak / 1e9:.0f} GFLOP/s;")
+    print(f"largest difference of the gradients {error:.0e} of the largest gradient")
+    table(["", "best / median, ms", "against autograd", "of the GEMM rate", "workspace, MB"], rows)
+    return {name: min(times[name]) for name in steps}
 
 
-def memory(batch: int) -> float:
-    """Peak resident memory of training, MB, without libraries and batch: median of five processes."""
-    command = [sys.executable, __file__, "--memory-of", str(batch)]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(5)]
-    return statistics.median(float(run.stdout) for run in runs)
+def against_pl_training(batch: int, repeats: int) -> None:
+    """Its model has one field for each token, our Hopfield couplings: the same loss, the same optimiser."""
+    from PL.model.model import TwoBodiesModel  # type: ignore[import-not-found]  # benchmark only
 
+    couplings, (energy, x) = Hopfield(N, D), make(batch)
+    rule, theirs = PseudoLikelihood(Adam()), TwoBodiesModel(N, D, device="cpu")
+    ours, optimiser = LocalEnergy(couplings, energy.measure), torch.optim.Adam(theirs.parameters(), lr=1e-9)
 
-def _memory_of(batch: int) -> None:
-    images = torch.randint(256, (2048, 1, 28, 28), generator=Generator().manual_seed(0), dtype=torch.uint8)
-    libraries = _status("VmRSS")
-    network = AttractorNetwork(make(2)[0], PhaseEncoding(1, 28, patch=2))
-    steps = fit(
-        network,
-        PseudoLikelihood(Adam()),
-        images=images,
-        steps=3,
-        batch_size=batch,
-        learning_rate=1e-6,
-        jitter=0.3,
-        generator=Generator().manual_seed(0),
+    def their_step() -> None:
+        optimiser.zero_grad()
+        theirs.loss(x).backward()
+        optimiser.step()
+
+    times = in_turn({"ours": lambda: rule.step(ours, x, rate=1e-9), "theirs": their_step}, repeats)
+    ratio = min(times["theirs"]) / min(times["ours"])
+    print(f"vector spins with one field (Hopfield), B={batch}, with Adam")
+    table(
+        ["", "best / median, ms", "ratio"],
+        [
+            ["Hopfield, eager", both(times["ours"]), "1.0"],
+            ["pl-training", both(times["theirs"]), f"{ratio:.1f}"],
+        ],
     )
-    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is a new peak
-    for _ in steps:
-        pass
-    print(_status("VmHWM") - libraries - batch * N * D * 4 / 2**20)
 
 
-def _status(name: str) -> float:
-    """A line of /proc/self/status, MB. Not getrusage, whose maximum is inherited from the parent."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+def workspace_of(name: str, batch: int) -> None:
+    """Print the memory of one training step beyond what stays."""
+    if name == "autograd":
+        energy, x = make(batch)
+        print(peak_beyond(lambda: autograd_gradient(energy, x)))
+        return
+    energy, x = make(batch, backend=Backend(name))
+    rule = PseudoLikelihood(Adam())
+    rule.step(energy, x[:1], rate=1e-9)  # what stays: gradient, optimiser state, compiled code
+    print(peak_beyond(lambda: rule.step(energy, x, rate=1e-9)))
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--workspace-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.memory_of:
-        _memory_of(arguments.memory_of)
+    if arguments.workspace_of:
+        workspace_of(arguments.workspace_of, arguments.batch[0])
         return
-    compare(arguments.batch, arguments.repeats)
-    small, large = memory(128), memory(1024)
-    print(
-        f"peak memory of training, without libraries and batch: {small:.1f} MB at batch 128, "
-        f"{large:.1f} MB at batch 1024: {100 * (large / small - 1):+.1f} %"
-    )
+    best = {batch: report(batch, arguments.repeats if batch < 500 else 3) for batch in arguments.batch}
+    if find_spec("PL"):
+        against_pl_training(100, arguments.repeats)
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    for n, batch in enumerate(best):
+        names = list(best[batch])
+        axes.bar([k + 0.4 * n for k in range(len(names))], best[batch].values(), 0.35, label=f"B = {batch}")
+        axes.set_xticks([k + 0.2 for k in range(len(names))], names)
+    axes.set_yscale("log")
+    axes.set_ylabel("training step (s)")
+    axes.legend()
+    save(figure, "benchmark_step")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ T = TypeVar("T")
 # A process that lives may let the others wait for as long as it needs, for its figures or a download.
 _PATIENCE = timedelta(days=7)
 # What every process finds wrong is said by the first one; the others give it this long, seconds.
-_GRACE = 5.0
+_GRACE = 3.0
 _FAILURE = "attractor/failure"  # where a process leaves its last words
 
 

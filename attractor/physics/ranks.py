@@ -24,7 +24,7 @@ def collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError("another process of this run has ended") from error
+        raise LostProcessError("another process of this run has ended, or cannot be reached") from error
 
 
 @dataclass(frozen=True)
