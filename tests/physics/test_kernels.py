@@ -5,6 +5,7 @@ relative to 1 + |value|: psi is good to 1e-5 (see bessel), and a value holds two
 rounding of fields of norm k adds k 6e-8.
 """
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attractor.physics import (
+    Adam,
     Backend,
     Circles,
     Evidence,
@@ -25,14 +27,14 @@ from attractor.physics import (
     Sphere,
     neighbourhood,
 )
-from attractor.physics.kernels import Kernel, choose
+from attractor.physics.kernels import Kernel, choose, cpu_adam
 from attractor.physics.kernels.cpu import FusedCpu
 from attractor.physics.kernels.reference import Reference
 from attractor.physics.kernels.simd import F32, I64, POINTER, Compiled, Emitter, lanes
 
 LAMBDA = 1.3
 FAST = [Backend.eager, Backend.cpu]
-# (measure, tokens, images, scale): dims with one, several and odd tiles, batches beyond a vector and a block
+# (measure, tokens, images, scale): dims with one, several and odd tiles, batches beyond vector and block
 CASES = {
     "D=2": (Sphere(2), 5, 3, 1.0),
     "D=7": (Sphere(7), 4, 40, 1.0),
@@ -302,3 +304,24 @@ def test_sums_over_lanes() -> None:
     x, out = torch.randn(width, width, generator=_generator()), torch.empty(width)
     Compiled(emitter)(x, out, 0.0)
     torch.testing.assert_close(out, x.sum(1))
+
+
+def test_adam_in_one_pass_is_adam() -> None:
+    """Against torch.optim.Adam, tails included; the bits do not depend on how the weights are cut."""
+    size, cuts = 1009, [0, 5, 100, 303, 1009]
+    start, generator = torch.randn(size, 1, generator=_generator()), _generator(1)
+    gradients = [torch.randn(size, 1, generator=generator) * 10.0**n for n in (-3, 0, 2, -1, -8)]
+    expected = torch.nn.Parameter(start.clone())
+    oracle = torch.optim.Adam([expected], lr=0.03, maximize=True)
+    whole, pieces = start.clone(), start.clone()
+    parts = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+    one, several = Adam(), [Adam() for _ in parts]
+    for gradient in gradients:
+        expected.grad = gradient
+        oracle.step()
+        one.ascend({"w": whole}, {"w": gradient}, rate=0.03)
+        for part, adam in zip(parts, several, strict=True):
+            assert cpu_adam.fits(pieces[part], gradient[part])
+            adam.ascend({"w": pieces[part]}, {"w": gradient[part]}, rate=0.03)
+    torch.testing.assert_close(whole, expected.detach(), rtol=2e-6, atol=2e-7)
+    assert torch.equal(whole, pieces)

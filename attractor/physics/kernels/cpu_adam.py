@@ -1,7 +1,7 @@
 """The update of `optimisers.Adam` on the CPU in one pass over memory, where torch takes ten.
 
-Every operation is rounded once and belongs to one weight, in the vectors and in the tail alike, so the bits do
-not depend on how weights are cut into rows. (torch's own fused Adam rounds its tails differently.)
+Every operation is rounded once and belongs to one weight, in the vectors and in the tail alike, so the bits
+do not depend on how weights are cut into rows. (torch's own fused Adam rounds its tails differently.)
 """
 
 from functools import cache
@@ -36,7 +36,10 @@ def update(
     beta2: float,
     epsilon: float,
 ) -> None:
-    """m <- m + (1-b1)(g - m),  v <- b2 v + (1-b2) g^2,  w <- w + step_size m/(sqrt(v)/root_correction + eps)."""
+    """The mean m <- m + (1-b1)(g - m), the square v <- b2 v + (1-b2) g^2, then the weight
+
+    w <- w + step_size m/(sqrt(v)/root_correction + epsilon), in place.
+    """
     everything = (weight, gradient, mean, square)
     numbers = (step_size, 1 / root_correction, 1 - beta1, beta2, 1 - beta2, epsilon)
     body, tail = _compiled()
