@@ -36,9 +36,9 @@ def update(
     beta2: float,
     epsilon: float,
 ) -> None:
-    """The mean m <- m + (1-b1)(g - m), the square v <- b2 v + (1-b2) g^2, then the weight
+    """Update mean, square and weight in place, as `optimisers.Adam`.
 
-    w <- w + step_size m/(sqrt(v)/root_correction + epsilon), in place.
+    m <- m + (1-b1)(g - m),  v <- b2 v + (1-b2) g^2,  w <- w + step_size m/(sqrt(v)/root_correction + epsilon)
     """
     everything = (weight, gradient, mean, square)
     numbers = (step_size, 1 / root_correction, 1 - beta1, beta2, 1 - beta2, epsilon)
