@@ -38,7 +38,7 @@ def update(
 ) -> None:
     """Update mean, square and weight in place, as `optimisers.Adam`.
 
-    m <- m + (1-b1)(g - m),  v <- b2 v + (1-b2) g^2,  w <- w + step_size m/(sqrt(v)/root_correction + epsilon)
+    m <- m + (1-b1)(g - m),  v <- b2 v + (1-b2) g^2,  w <- w + step_size m/(sqrt(v)/correction + epsilon)
     """
     everything = (weight, gradient, mean, square)
     numbers = (step_size, 1 / root_correction, 1 - beta1, beta2, 1 - beta2, epsilon)
