@@ -12,22 +12,25 @@ import torch
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
-from attractor.physics import Backend, LocalEnergy, Pairwise, Sphere
+from attractor.physics import Backend, LocalEnergy, Pairwise, Ranks, Sphere, random_start
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
 
 
 def make(
-    batch: int, *, tokens: int = 196, dim: int = 8, backend: Backend = Backend.auto
+    batch: int,
+    *,
+    tokens: int = 196,
+    dim: int = 8,
+    ranks: Ranks | None = None,
+    backend: Backend = Backend.auto,
 ) -> tuple[LocalEnergy, Tensor]:
     """Random couplings of a trained network's size, and random unit tokens (B, N, D)."""
     generator = Generator().manual_seed(0)
-    couplings = Pairwise(tokens, dim)
-    weights = couplings.weights["couplings"]
-    weights.normal_(generator=generator)
-    weights[range(tokens), range(tokens)] = 0
+    couplings = Pairwise(tokens, dim, rows=ranks and ranks.rows(tokens))
+    random_start(couplings, 1.0, generator=generator)
     x = torch.randn(batch, tokens, dim, generator=generator)
-    energy = LocalEnergy(couplings, Sphere(dim), backend=backend)
+    energy = LocalEnergy(couplings, Sphere(dim), backend=backend, ranks=ranks)
     return energy, torch.nn.functional.normalize(x, dim=-1)
 
 
@@ -71,10 +74,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(flush=True)
 
 
-def in_a_fresh_process(script: str, *arguments: object) -> float:
-    """The number that `script` prints, median of three processes, on one thread."""
+def in_a_fresh_process(script: str, *arguments: object, processes: int = 3) -> float:
+    """The number that `script` prints, median of some processes, on one thread."""
     command = [sys.executable, script, *map(str, arguments)]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(3)]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(processes)]
     return statistics.median(float(run.stdout.split()[-1]) for run in runs)
 
 

@@ -3,7 +3,7 @@
     uv run benchmarks/step.py                       B = 100 and 1000
     uv run --with pl-training benchmarks/step.py    also the vector-spin step of that package
 
-All in one process, in turn, on one thread: MNIST's shape at 2x2 patches (N=196, D=8), Sphere measure,
+All in one process, in turn, on one thread unless said: MNIST's shape at 2x2 patches (N=196, D=8), Sphere measure,
 float32. The training step of this package is the whole one, with Adam and its checks; autograd's is the
 gradient of -mean_B sum_i log p(x_i | x_others) alone. Workspace is the peak resident memory of a training
 step in a fresh process, beyond couplings, gradient, optimiser state and batch.
@@ -85,6 +85,9 @@ def report(batch: int, repeats: int) -> dict[str, float]:
     steps, error = training_steps(batch)
     times = in_turn(steps | {"gemm": gemm()}, repeats)
     times |= in_turn(dynamics_steps(batch), repeats)
+    torch.set_num_threads(2)
+    two = min(in_turn({"cpu": steps["cpu"]}, repeats)["cpu"])
+    torch.set_num_threads(1)
     peak = 2 * 1024**3 / min(times["gemm"])
     rows = []
     for name, values in times.items():
@@ -107,6 +110,7 @@ def report(batch: int, repeats: int) -> dict[str, float]:
     print(f"B={batch}, N={N}, D={D}, one thread; {repeats} repeats in turn; GEMM {peak / 1e9:.0f} GFLOP/s;")
     print(f"largest difference of the gradients {error:.0e} of the largest gradient")
     table(["", "best / median, ms", "against autograd", "of the GEMM rate", "workspace, MB"], rows)
+    print(f"with a second thread the cpu training step is {min(times['cpu']) / two:.2f} times faster\n")
     return {name: min(times[name]) for name in steps}
 
 

@@ -158,32 +158,32 @@ class LocalEnergy:
     def coupling_gradient(self, x: Tensor) -> dict[str, Tensor]:
         """d/d weights of mean_B sum_i log p(x_i | x_others): the direction in which to learn."""
         gradient = self.zero_gradient()
-        self.accumulate_gradient(x, gradient)
+        self.write_gradient(x, gradient)
         return gradient
 
     def zero_gradient(self) -> dict[str, Tensor]:
-        """A buffer for `accumulate_gradient`, shaped and laid out like the weights."""
+        """A buffer for `write_gradient`, shaped and laid out like the weights."""
         return {name: torch.zeros_like(weight) for name, weight in self.couplings.weights.items()}
 
-    def accumulate_gradient(
+    def write_gradient(
         self, x: Tensor, gradient: dict[str, Tensor], *, rows: Sequence[int] | None = None
     ) -> Tensor:
-        """Add `coupling_gradient(x)` to `gradient` and return log p(x_i | x_others) (B, R).
+        """Write `coupling_gradient(x)` to `gradient` and return log p(x_i | x_others) (B, R).
 
         Only rows that this process holds, all of them unless given in ascending order; no communication.
         """
         rows = self._own_rows(x, rows)
         temperature = self.inverse_temperature
-        return self.kernel.accumulate(
+        return self.kernel.gradient(
             x, gradient, rows, inverse_temperature=temperature, scale=temperature, contrast=True
         )
 
-    def accumulate_positive_phase(
+    def write_positive_phase(
         self, x: Tensor, gradient: dict[str, Tensor], *, rows: Sequence[int] | None = None
     ) -> Tensor:
-        """Add -d/d weights of mean_B sum_i e_i, <alpha_is x_i x_j^T>, to `gradient`; return e_i (B, R)."""
+        """Write -d/d weights of mean_B sum_i e_i, <alpha_is x_i x_j^T>, to `gradient`; return e_i."""
         rows = self._own_rows(x, rows)
-        log_sum = self.kernel.accumulate(
+        log_sum = self.kernel.gradient(
             x, gradient, rows, inverse_temperature=self.inverse_temperature, scale=1.0, contrast=False
         )
         return -log_sum / self.inverse_temperature

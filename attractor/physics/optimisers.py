@@ -33,10 +33,11 @@ class Optimiser(Protocol):
         *,
         rate: float,
         rows: Sequence[int] | None = None,
-    ) -> None:
+    ) -> bool:
         """Move `weights` in place along `gradient`, with learning rate `rate`.
 
-        rows: ascending places on the first axis of the weights, all of them unless given.
+        rows: ascending places on the first axis of the weights, all of them unless given. Returns whether
+        the sum of the new weights is finite: if so, they all are.
         """
         ...
 
@@ -57,17 +58,17 @@ class SGD:
         *,
         rate: float,
         rows: Sequence[int] | None = None,
-    ) -> None:
+    ) -> bool:
+        finite = True
         for name, weight in weights.items():
-            if not self.momentum:
-                for run in _runs(rows, len(weight)):
-                    weight[run].add_(gradient[name][run], alpha=rate)
-                continue
-            velocity = _state(self.state, f"{name}.velocity", weight)
+            velocity = _state(self.state, f"{name}.velocity", weight) if self.momentum else gradient[name]
             for run in _runs(rows, len(weight)):
                 for w, g, v in _row_blocks(weight[run], gradient[name][run], velocity[run]):
-                    v.mul_(self.momentum).add_(g)
+                    if self.momentum:
+                        v.mul_(self.momentum).add_(g)
                     w.add_(v, alpha=rate)
+                    finite &= bool(w.sum().isfinite())
+        return finite
 
 
 class Adam:
@@ -96,7 +97,8 @@ class Adam:
         *,
         rate: float,
         rows: Sequence[int] | None = None,
-    ) -> None:
+    ) -> bool:
+        finite = True
         for name, weight in weights.items():
             first = _state(self.state, f"{name}.mean", weight)
             second = _state(self.state, f"{name}.square", weight)
@@ -107,7 +109,7 @@ class Adam:
                 step_size = rate / (1 - self.beta1**t)
                 everything = (weight[run], gradient[name][run], first[run], second[run])
                 if cpu_adam.fits(*everything):
-                    cpu_adam.update(
+                    finite &= cpu_adam.update(
                         *everything,
                         step_size=step_size,
                         root_correction=root_correction,
@@ -120,6 +122,8 @@ class Adam:
                     m.lerp_(g, 1 - self.beta1)
                     v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
                     w.addcdiv_(m, v.sqrt().div_(root_correction).add_(self.epsilon), value=step_size)
+                    finite &= bool(w.sum().isfinite())
+        return finite
 
     def _advanced(self, name: str, rows: Sequence[int] | None, count: int) -> list[int]:
         """How often each of `count` rows was updated, this time included for `rows`."""

@@ -70,8 +70,9 @@ class IterativeRule(ABC):
 
         Returns the mean of what the rule climbs over the rows computed, before the step:
         log p(x_i | x_others) in nats per token, or -e_i; NaN if this process holds none of the rows
-        drawn. Raises NonFiniteError, naming the row, if the gradient (then the couplings are untouched) or
-        the new couplings are not finite.
+        drawn. Raises NonFiniteError, naming the row, if the objective is not finite, as it is wherever the
+        gradient is not: fields too large for the one are so for the other. Then the couplings are
+        untouched. So it does if the new couplings are not finite.
         """
         couplings = energy.couplings
         if self._gradient is None:
@@ -79,10 +80,9 @@ class IterativeRule(ABC):
         rows, parts, own = self._rows(couplings)
         if not rows:
             return float("nan")
-        for gradient in self._gradient.values():
-            for part in parts:
-                gradient[couplings.own(part)].zero_()
         objective = self._direction(energy, x, self._gradient, rows)
+        climbed = self.objective.replace("_", " ")
+        refuse_non_finite(objective.T, f"the {climbed} and so the gradient of the couplings", rows=rows)
         for name, weight in couplings.weights.items():
             for part in parts:
                 gradient = self._gradient[name][couplings.own(part)]
@@ -90,12 +90,12 @@ class IterativeRule(ABC):
                     gradient.sub_(weight[couplings.own(part)], alpha=self.decay)
                 if self.rows_per_step is not None:
                     gradient *= couplings.tokens / self.rows_per_step
-                refuse_non_finite(gradient, f"the gradient of the {name}", rows=part)
-        self.optimiser.ascend(couplings.weights, self._gradient, rate=rate, rows=own)
+        finite = self.optimiser.ascend(couplings.weights, self._gradient, rate=rate, rows=own)
         for part in parts:
             self._constrain(couplings, part)
-            for name, weight in couplings.weights.items():
-                refuse_non_finite(weight[couplings.own(part)], name, rows=part)
+            if not finite:
+                for name, weight in couplings.weights.items():
+                    refuse_non_finite(weight[couplings.own(part)], name, rows=part)
         return float(objective.mean())
 
     def _rows(self, couplings: Couplings) -> tuple[Sequence[int], list[range], list[int] | None]:
@@ -120,7 +120,7 @@ class IterativeRule(ABC):
     def _direction(
         self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor], rows: Sequence[int]
     ) -> Tensor:
-        """Add the direction of learning, without decay, to `rows` of `gradient`; return the objective."""
+        """Write the direction of learning, without decay, to `rows` of `gradient`; return the objective."""
 
     def _constrain(self, couplings: Couplings, rows: range) -> None:
         """Restore what the rule holds fixed in `rows`."""
@@ -151,7 +151,7 @@ class PseudoLikelihood(IterativeRule):
     def _direction(
         self, energy: LocalEnergy, x: Tensor, gradient: dict[str, Tensor], rows: Sequence[int]
     ) -> Tensor:
-        return energy.accumulate_gradient(x, gradient, rows=rows)
+        return energy.write_gradient(x, gradient, rows=rows)
 
 
 class EnergyDescent(IterativeRule):
@@ -195,7 +195,7 @@ class EnergyDescent(IterativeRule):
     ) -> Tensor:
         if self._norms is None:
             self.start(energy)
-        return -energy.accumulate_positive_phase(x, gradient, rows=rows)
+        return -energy.write_positive_phase(x, gradient, rows=rows)
 
     def _constrain(self, couplings: Couplings, rows: range) -> None:
         if self.decay is None and self._norms is not None:

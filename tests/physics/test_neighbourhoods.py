@@ -296,7 +296,7 @@ def test_a_process_computes_its_rows_to_the_same_bits(kind: str, dtype: torch.dt
         part.couplings.couplings = values
         assert torch.equal(part.couplings.couplings, values[here])
         assert part.couplings.parameters == whole.couplings.parameters
-        for name in ("accumulate_gradient", "accumulate_positive_phase"):
+        for name in ("write_gradient", "write_positive_phase"):
             expected, ours = whole.zero_gradient(), part.zero_gradient()
             objective = getattr(whole, name)(spins, expected)[:, here]
             assert torch.equal(getattr(part, name)(spins, ours), objective)

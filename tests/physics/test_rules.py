@@ -62,9 +62,9 @@ def test_rows_never_talk_to_each_other(system, phase: str) -> None:
     def gradient() -> Tensor:
         found = energy.zero_gradient()
         if phase == "exact":
-            energy.accumulate_gradient(system.x, found)
+            energy.write_gradient(system.x, found)
         else:
-            energy.accumulate_positive_phase(system.x, found)
+            energy.write_positive_phase(system.x, found)
         return found["couplings"]
 
     before = gradient()
@@ -102,7 +102,7 @@ def test_a_source_is_known_by_its_field_alone(make_system, measure_name: str) ->
 
 def test_diagonal_gradient_is_zero(system) -> None:
     """dJ_ii = 0 for both phases: a token that learns itself predicts itself."""
-    for name in ("accumulate_gradient", "accumulate_positive_phase"):
+    for name in ("write_gradient", "write_positive_phase"):
         gradient = system.energy.zero_gradient()
         getattr(system.energy, name)(system.x, gradient)
         assert not gradient["couplings"].diagonal(dim1=0, dim2=1).any()
@@ -265,7 +265,7 @@ def test_energy_descent_with_decay(make_system, couplings_name) -> None:
     system = make_system(couplings_name, "Sphere")
     energy, x = system.energy, system.x
     before, gradient = energy.couplings.couplings.clone(), energy.zero_gradient()
-    energy.accumulate_positive_phase(x, gradient)
+    energy.write_positive_phase(x, gradient)
     rule = EnergyDescent(SGD(), decay=0.5)
     rule.step(energy, x, rate=0.2)
     expected = before + 0.2 * (gradient["couplings"] - 0.5 * before)

@@ -62,10 +62,10 @@ class FusedCpu:
             sums[images] = _from_lanes(sum_, images)
         return log_sums, sums
 
-    def accumulate(
+    def gradient(
         self,
         x: Tensor,
-        gradient: dict[str, Tensor],
+        out: dict[str, Tensor],
         rows: Sequence[int],
         *,
         inverse_temperature: float,
@@ -74,17 +74,17 @@ class FusedCpu:
     ) -> Tensor:
         shape = self._shape
         function = _gradient(shape, contrast)
-        objective = x.new_empty(len(x), len(rows))
+        objectives = x.new_empty(len(x), len(rows))
         factor = scale / (inverse_temperature * len(x))
         for images, tokens in self._blocks(x, inverse_temperature):
-            out = x.new_empty(len(rows), tokens.shape[1], 1, shape.width)
+            objective = x.new_empty(len(rows), tokens.shape[1], 1, shape.width)
             room = self.couplings.sources * (2 + shape.gains) + shape.dim + 4
-            more = (1 / inverse_temperature, factor, gradient["couplings"])
+            more = (int(images.start == 0), 1 / inverse_temperature, factor, out["couplings"])
             self._over_threads(
-                function, rows, tokens, more, (out,), workspace=room * tokens.shape[1] * shape.width
+                function, rows, tokens, more, (objective,), workspace=room * tokens.shape[1] * shape.width
             )
-            objective[images] = _from_lanes(out, images).squeeze(2)
-        return objective
+            objectives[images] = _from_lanes(objective, images).squeeze(2)
+        return objectives
 
     def _blocks(self, x: Tensor, inverse_temperature: float) -> Iterator[tuple[slice, Tensor]]:
         """Images, and their tokens times the inverse temperature as (N, G, D, W)."""
@@ -99,7 +99,7 @@ class FusedCpu:
         function: Compiled,
         rows: Sequence[int],
         tokens: Tensor,
-        more: tuple[float | Tensor, ...],
+        more: tuple[int | float | Tensor, ...],
         out: tuple[Tensor, ...],
         *,
         workspace: int = 0,

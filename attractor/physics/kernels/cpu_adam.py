@@ -35,8 +35,8 @@ def update(
     beta1: float,
     beta2: float,
     epsilon: float,
-) -> None:
-    """Update mean, square and weight in place, as `optimisers.Adam`.
+) -> bool:
+    """Update mean, square and weight in place, as `optimisers.Adam`; whether the weights' sum is finite.
 
     m <- m + (1-b1)(g - m),  v <- b2 v + (1-b2) g^2,  w <- w + step_size m/(sqrt(v)/correction + epsilon)
     """
@@ -44,8 +44,10 @@ def update(
     numbers = (step_size, 1 / root_correction, 1 - beta1, beta2, 1 - beta2, epsilon)
     body, tail = _compiled()
     spans, rest = divmod(weight.numel(), _SPAN)
-    body(*everything, spans, *numbers)
-    tail(*(t.view(-1)[spans * _SPAN :] for t in everything), rest, *numbers)
+    sums = torch.zeros(_SPAN + 1)
+    body(*everything, spans, *numbers, sums)
+    tail(*(t.view(-1)[spans * _SPAN :] for t in everything), rest, *numbers, sums[_SPAN:])
+    return bool(sums.sum().isfinite())
 
 
 @cache
@@ -53,9 +55,10 @@ def _compiled():  # type: ignore[no-untyped-def]  # the classes are known only w
     from attractor.physics.kernels.simd import F32, I64, POINTER, Compiled, Emitter, lanes
 
     def source(width: int, vectors: int) -> Compiled:
-        emit = Emitter(f"adam_{width}", [*[POINTER] * 4, I64, *[F32] * 6], width)
+        emit = Emitter(f"adam_{width}", [*[POINTER] * 4, I64, *[F32] * 6, POINTER], width)
         *places, count = emit.arguments[:5]
-        step_size, correction, new1, old2, new2, epsilon = (emit.splat(a) for a in emit.arguments[5:])
+        step_size, correction, new1, old2, new2, epsilon = (emit.splat(a) for a in emit.arguments[5:11])
+        sums = [emit.local(emit.splat(0.0)) for _ in range(vectors)]
         with emit.loop(count) as n:
             for part in range(vectors):
                 w, g, m, v = (emit.at(p, (n, width * vectors), part * width) for p in places)
@@ -65,9 +68,11 @@ def _compiled():  # type: ignore[no-untyped-def]  # the classes are known only w
                 emit.store(mean, m)
                 emit.store(square, v)
                 root = emit.fma(emit.sqrt(square), correction, epsilon)
-                emit.store(
-                    emit.fma(emit.mul(step_size, mean), emit.div(emit.splat(1.0), root), emit.load(w)), w
-                )
+                new = emit.fma(emit.mul(step_size, mean), emit.div(emit.splat(1.0), root), emit.load(w))
+                emit.store(new, w)
+                emit.store(emit.add(emit.load(sums[part]), new), sums[part])
+        for part, sum_ in enumerate(sums):
+            emit.store(emit.load(sum_), emit.at(emit.arguments[11], part * width))
         return Compiled(emit)
 
     return source(lanes(), _SPAN // lanes()), source(1, 1)

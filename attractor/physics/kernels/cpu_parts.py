@@ -35,8 +35,18 @@ class Shape:
         return max(t for t in range(step, 9, step) if self.dim % t == 0)
 
     @property
-    def gradient_tile(self) -> int:
-        return max(t for t in range(1, 5) if self.dim % t == 0)
+    def packed(self) -> int:
+        """Components of an error beside each other in a vector, each for W/packed images.
+
+        Their lanes are not summed with each other, which saves most of the sums over lanes.
+        """
+        return max(q for q in (1, 2, 4) if self.tile % q == 0)
+
+    @property
+    def gradient_tile(self) -> tuple[int, int]:
+        """Rows, in units of `packed`, and columns of the gradient that stay in registers."""
+        rows = max(a for a in range(1, 4) if self.dim // self.packed % a == 0)
+        return rows, max(c for c in range(1, self.width // rows + 1) if self.dim % c == 0)
 
 
 @contextmanager

@@ -11,6 +11,8 @@
 The layout is that of `cpu_parts`.
 """
 
+from itertools import chain, product
+
 from attractor.physics.kernels.cpu_parts import (
     Rows,
     Shape,
@@ -20,7 +22,7 @@ from attractor.physics.kernels.cpu_parts import (
     psi_and_gains,
     store_squares,
 )
-from attractor.physics.kernels.simd import F32, POINTER, Emitter, Value
+from attractor.physics.kernels.simd import F32, I64, POINTER, Emitter, Value
 
 _LOWEST = -3.0e38  # below every score; a difference to it does not overflow to NaN
 
@@ -95,14 +97,14 @@ def _log_sum(emit: Emitter, highest: Value, total: Value) -> Value:
 
 
 def gradient(shape: Shape, *, contrast: bool) -> Emitter:
-    """Add scale/lambda sum_b (alpha x_i - beta grad psi) (lambda x_j)^T to dJ; the objective (R, G, W).
+    """dJ = scale/lambda sum_b (alpha x_i - beta grad psi) (lambda x_j)^T; the objective (R, G, W).
 
-    Further arguments: 1/lambda, scale/(lambda B), dJ, objectives, room for (S (2 + gains) + D + 4) G W
-    floats.
+    Further arguments: whether these are the first images, else they add to what is there; 1/lambda,
+    scale/(lambda B), dJ, objectives, room for (S (2 + gains) + D + 4) G W floats.
     """
-    rows = Rows("contrast" if contrast else "positive", shape, [F32, F32, POINTER, POINTER, POINTER])
+    rows = Rows("contrast" if contrast else "positive", shape, [I64, F32, F32, *[POINTER] * 3])
     emit, d, w = rows.emit, shape.dim, shape.width
-    inverse_temperature, scale, changes, objectives, room = rows.more
+    first_images, inverse_temperature, scale, changes, objectives, room = rows.more
     zero, unscaled = emit.splat(0.0), emit.splat(inverse_temperature)
     record = (2 + shape.gains) * w
     # of a source: its errors (G, D, W); of a row: maximum and sum of exp(score), of exp(psi) (G, 4, W)
@@ -177,11 +179,14 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
             x = [emit.load(emit.at(own, (first, w), a * w)) for a in range(len(h))]
             gains = gains_of(emit, shape, emit.at(here, 2 * w), first, len(h)) if contrast else []
             weights = [emit.mul(prior, gain) for gain in gains]
-            for a, component in enumerate(h):
-                value = emit.mul(posterior, x[a])
-                if contrast:
-                    value = emit.fma(weights[a * len(weights) // len(h)], component, value)
-                emit.store(value, emit.at(errors, (group, d * w), (first, w), a * w))
+            values = [emit.mul(posterior, component) for component in x]
+            if contrast:
+                each = [weights[a * len(weights) // len(h)] for a in range(len(h))]
+                values = [emit.fma(*terms) for terms in zip(each, h, values, strict=True)]
+            for a in range(0, len(h), shape.packed):
+                there = emit.at(errors, (group, d * w), (first, w), a * w)
+                for n, vector in enumerate(emit.pack(values[a : a + shape.packed])):
+                    emit.store(vector, emit.at(there, n * w))
 
     with rows.each() as (place, row, weights):
         with emit.loop(rows.groups) as group:
@@ -200,29 +205,36 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
         with rows.each_source(row) as (slot, source):
             with emit.loop(rows.groups) as group:
                 error(row, slot, source, emit.at(weights, (slot, d * d)), group)
-            _outer(emit, rows, shape, errors, source, emit.at(changes_of_row, (slot, d * d)))
+            change = emit.at(changes_of_row, (slot, d * d))
+            with emit.when(emit.builder.icmp_signed("!=", first_images, I64(0))):
+                emit.clear(change, d * d)
+            _outer(emit, rows, shape, errors, source, change)
     return emit
 
 
 def _outer(emit: Emitter, rows: Rows, shape: Shape, errors: Value, source: Value, change: Value) -> None:
-    """dJ_ij += sum over images of error x_j^T, a square of components at a time."""
-    d, w, side = shape.dim, shape.width, shape.gradient_tile
-    with emit.loop(d, step=side) as a0, emit.loop(d, step=side) as c0:
-        sums = [emit.local(emit.splat(0.0)) for _ in range(side * side)]
-        for sum_ in sums:
+    """dJ_ij += sum over images of error x_j^T, a tile of components at a time.
+
+    A vector of packed errors is met by x_j of the same W/q images, repeated for each of its q components.
+    """
+    d, w, q = shape.dim, shape.width, shape.packed
+    p, (height, columns) = w // q, shape.gradient_tile
+    with emit.loop(d, step=height * q) as a0, emit.loop(d, step=columns) as c0:
+        sums = [[emit.local(emit.splat(0.0)) for _ in range(columns)] for _ in range(height)]
+        for sum_ in chain(*sums):
             emit.store(emit.splat(0.0), sum_)
         with emit.loop(rows.groups) as group:
-            x_j = rows.token(group, source)
-            left = [emit.load(emit.at(errors, (group, d * w), (a0, w), a * w)) for a in range(side)]
-            right = [emit.load(emit.at(x_j, (c0, w), c * w)) for c in range(side)]
-            for a in range(side):
-                for c in range(side):
-                    sum_ = sums[a * side + c]
-                    emit.store(emit.fma(left[a], right[c], emit.load(sum_)), sum_)
-        at_once = w // side  # rows of the square whose sums fit in one vector
-        for top in range(0, side, at_once):
-            part = [emit.load(sum_) for sum_ in sums[top * side : (top + at_once) * side]]
-            values = emit.sum_lanes(part + [emit.splat(0.0)] * (w - len(part)))
-            for a in range(top, min(top + at_once, side)):
-                lanes = range((a - top) * side, (a - top + 1) * side)
-                emit.add_lanes(values, lanes, emit.at(change, (a0, d), c0, a * d))
+            error, x_j = emit.at(errors, (group, d * w), (a0, w)), rows.token(group, source)
+            for part in range(q):
+                left = [emit.load(emit.at(error, (a * q + part) * w)) for a in range(height)]
+                for c in range(columns):
+                    right = emit.load_repeated(emit.at(x_j, (c0, w), c * w + part * p), p)
+                    for a in range(height):
+                        sum_ = sums[a][c]
+                        emit.store(emit.fma(left[a], right, emit.load(sum_)), sum_)
+        for a, first in product(range(height), range(0, columns, p)):
+            some = [emit.load(sum_) for sum_ in sums[a][first : first + p]]
+            values = emit.sum_lanes(some + [emit.splat(0.0)] * (p - len(some)))
+            for n in range(q):
+                lanes = range(n * p, n * p + len(some))
+                emit.add_lanes(values, lanes, emit.at(change, (a0, d), c0, (a * q + n) * d + first))

@@ -1,13 +1,13 @@
 """Fused kernels for CUDA, in Triton: pairwise couplings on spheres and circles, float32.
 
 A program works on one row i by itself and nothing is added atomically, so results are the same bits from
-run to run, and a row comes out the same whatever rows stand beside it. `accumulate` takes two kernels:
+run to run, and a row comes out the same whatever rows stand beside it. `gradient` takes two kernels:
 
 1. `sums_*`: one program for a row and some images walks through all sources with a running maximum, and
    keeps log sum_s exp(x_i . h_is) and log sum_s exp(psi(h_is)), two numbers for a row and image. The same
    kernel gives the force and the mean to `posterior` and `prior`.
 2. `gradient_*`: one program for a row and some sources makes their fields again and walks through all
-   images; J and dJ stay on chip, and every dJ_ij is added to memory once, by the one program that owns it.
+   images; J and dJ stay on chip, and every dJ_ij is written once, by the one program that owns it.
 
 Both sums cannot be had in one pass: a softmax wants all sources of an image, a gradient all images of a
 source. Making the fields twice costs D^2 of 3 D^2 multiplications, storing them B N S D numbers.
@@ -56,7 +56,7 @@ _tables: WeakKeyDictionary[Pairwise, Tensor] = WeakKeyDictionary()
 class FusedCuda:
     """See `Kernel`. The couplings own the rows asked for; x is float32 on their device, else ValueError.
 
-    Memory beside the results: a copy of x, and 2 B R numbers in `accumulate`.
+    Memory beside the results: a copy of x, and 2 B R numbers in `gradient`.
     """
 
     def __init__(self, couplings: Pairwise, measure: Sphere | Circles) -> None:
@@ -83,10 +83,10 @@ class FusedCuda:
         sums, mean = self._sums(tokens, table, inverse_temperature, evidence, posterior=False)
         return sums[1], mean
 
-    def accumulate(
+    def gradient(
         self,
         x: Tensor,
-        gradient: dict[str, Tensor],
+        out: dict[str, Tensor],
         rows: Sequence[int],
         *,
         inverse_temperature: float,
@@ -94,7 +94,7 @@ class FusedCuda:
         contrast: bool,
     ) -> Tensor:
         table, tokens = self._table(x, rows), self._laid_out(x)
-        change = gradient["couplings"]
+        change = out["couplings"]
         weights = self.couplings.weights["couplings"]
         if change.shape != weights.shape or change.dtype != weights.dtype or not change.is_contiguous():
             given = f"{tuple(change.shape)} of {change.dtype}"

@@ -260,4 +260,4 @@ def gradient_by_lane(
     summed = tl.sum(_join(change, GROUPS, LANES, LEVELS), 0) * scale
     # nothing is written where there is no source: a NaN of some image must not reach it
     gradient += place
-    tl.store(gradient, tl.load(gradient, mask=inside, other=0.0) + summed, mask=inside)
+    tl.store(gradient, summed, mask=inside)

@@ -152,4 +152,4 @@ def gradient_by_tile(
     # nothing is written where there is no source: a NaN of some image must not reach it
     inside = (a < end)[:, None] & (a < D)[None, :]
     gradient += offset + a[:, None] * D + a[None, :]
-    tl.store(gradient, tl.load(gradient, mask=inside, other=0.0) + change * scale, mask=inside)
+    tl.store(gradient, change * scale, mask=inside)

@@ -53,16 +53,19 @@ class Eager:
             block.put(mean, self.measure.apply_gain(block.natural, gain, prior, dim=2).sum(1))
         return log_partition, mean
 
-    def accumulate(
+    def gradient(
         self,
         x: Tensor,
-        gradient: dict[str, Tensor],
+        out: dict[str, Tensor],
         rows: Sequence[int],
         *,
         inverse_temperature: float,
         scale: float,
         contrast: bool,
     ) -> Tensor:
+        held = torch.tensor(rows, device=x.device) - self.couplings.rows.start
+        for values in out.values():
+            values.index_fill_(0, held, 0.0)
         scale = scale / len(x)
         objective = x.new_empty(len(x), len(rows))
         for block in blocks(self.couplings, self.measure, x, rows, inverse_temperature=inverse_temperature):
@@ -74,7 +77,7 @@ class Eager:
                 by_field -= self.measure.apply_gain(block.natural, gain, prior.mul_(scale), dim=2)
                 log_sum = log_sum - log_partition
             block.put(objective, log_sum)
-            self.couplings.accumulate(gradient, by_field, block.presynaptic, rows=block.rows)
+            self.couplings.accumulate(out, by_field, block.presynaptic, rows=block.rows)
         return objective
 
 

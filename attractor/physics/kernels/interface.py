@@ -33,20 +33,21 @@ class Kernel(Protocol):
         """log sum_s exp(psi(h_is)) (B, R), and sum_s beta_is grad psi(h_is) (B, R, D)."""
         ...
 
-    def accumulate(
+    def gradient(
         self,
         x: Tensor,
-        gradient: dict[str, Tensor],
+        out: dict[str, Tensor],
         rows: Sequence[int],
         *,
         inverse_temperature: float,
         scale: float,
         contrast: bool,
     ) -> Tensor:
-        """Add scale <(alpha_is x_i - beta_is grad psi(h_is)) x_j^T> to those rows of `gradient`.
+        """Write scale <(alpha_is x_i - beta_is grad psi(h_is)) x_j^T> to those rows of `out`.
 
-        Without `contrast` the positive phase alone, scale <alpha_is x_i x_j^T>. Returns (B, R): the
-        log-sum of the posterior, less that of the prior with `contrast` (then it is log p(x_i | others)).
+        `out` is like the weights, and zero where there is no source. Without `contrast` the positive
+        phase alone, scale <alpha_is x_i x_j^T>. Returns (B, R): the log-sum of the posterior, less that of
+        the prior with `contrast` (then it is log p(x_i | others)).
         """
         ...
 

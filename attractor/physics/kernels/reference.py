@@ -50,10 +50,10 @@ class Reference:
             )
         return _stacked(x, log_partitions), _stacked(x, means)
 
-    def accumulate(
+    def gradient(
         self,
         x: Tensor,
-        gradient: dict[str, Tensor],
+        out: dict[str, Tensor],
         rows: Sequence[int],
         *,
         inverse_temperature: float,
@@ -72,7 +72,7 @@ class Reference:
                 if contrast:
                     error = error - prior[s, :, None] * self._mean(h, 0.0)
                 change = scale * error.T @ x[:, j].double() / len(x)
-                gradient["couplings"][i - self.couplings.rows.start, slot] += change.to(x.dtype)
+                out["couplings"][i - self.couplings.rows.start, slot] = change.to(x.dtype)
             objective = torch.logsumexp(scores, 0)
             objectives.append(objective - torch.logsumexp(psi, 0) if contrast else objective)
         return _stacked(x, objectives)

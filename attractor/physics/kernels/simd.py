@@ -11,6 +11,7 @@ NaN passes through exp, not through log.
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -30,6 +31,7 @@ _ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the l
 Value = Any  # llvmlite has no types
 
 
+@cache
 def lanes() -> int:
     """Floats in a vector register of this machine; 8 are split where they do not fit."""
     return 16 if llvm.get_host_cpu_features().get("avx512f") else 8
@@ -168,12 +170,36 @@ class Emitter:
         value = self.fma(self.splat(-0.5), square, value)
         return self.fma(exponent, self.splat(0.693359375), self.add(value, z))
 
-    def sum_lanes(self, vectors: Sequence[Value]) -> Value:
-        """One vector whose lane n is the sum over the lanes of vectors[n]; as many vectors as lanes.
+    def load_repeated(self, pointer: Value, count: int) -> Value:
+        """`count` floats from `pointer` on, again and again until the vector is full."""
+        few = self.builder.load(pointer, typ=ir.VectorType(F32, count), align=4)
+        return self.builder.shuffle_vector(few, few, self._mask([n % count for n in range(self.width)]))
 
-        At every level two vectors become one: lanes whose number has the bit `span` belong to the second,
-        the others to the first, and each receives its partner at the distance `span`. One blend, one
-        permutation and one addition.
+    def pack(self, vectors: Sequence[Value]) -> list[Value]:
+        """The transpose of q vectors seen as q parts each: vector n has the parts n of all of them."""
+        level, part, span = list(vectors), self.width // len(vectors), 1
+        while span < len(level):
+            lower, upper = [], []
+            for lane in range(self.width):
+                second = lane // part & span
+                lower.append(lane - span * part + self.width if second else lane)
+                upper.append(lane + self.width if second else lane + span * part)
+            for n in range(len(level)):
+                if not n & span:
+                    pair = level[n], level[n + span]
+                    level[n], level[n + span] = (
+                        self.builder.shuffle_vector(*pair, self._mask(mask)) for mask in (lower, upper)
+                    )
+            span *= 2
+        return level
+
+    def sum_lanes(self, vectors: Sequence[Value]) -> Value:
+        """The sums of neighbouring lanes, as many as there are vectors.
+
+        Lane m p + n is the sum over lanes m p to m p + p - 1 of vectors[n], p their number. At every level
+        two vectors become one: lanes whose number has the bit `span` belong to the second, the others to
+        the first, and each receives its partner at the distance `span`. One blend, one permutation and one
+        addition.
         """
         level, span = list(vectors), 1
         while len(level) > 1:
@@ -189,6 +215,16 @@ class Emitter:
             ]
             span *= 2
         return level[0]
+
+    def clear(self, pointer: Value, count: int) -> None:
+        """Zeros in `count` floats."""
+        whole = count - count % self.width
+        with self.loop(whole, step=self.width) as n:
+            if whole:
+                self.store(self.splat(0.0), self.at(pointer, n))
+        if count > whole:
+            rest = ir.VectorType(F32, count - whole)
+            self.builder.store(ir.Constant(rest, [0.0] * rest.count), self.at(pointer, whole), align=4)
 
     def add_lanes(self, values: Value, lanes: range, pointer: Value) -> None:
         """Add those lanes of a vector to as many floats at `pointer`."""
