@@ -70,9 +70,8 @@ class IterativeRule(ABC):
 
         Returns the mean of what the rule climbs over the rows computed, before the step:
         log p(x_i | x_others) in nats per token, or -e_i; NaN if this process holds none of the rows
-        drawn. Raises NonFiniteError, naming the row, if the objective is not finite, as it is wherever the
-        gradient is not: fields too large for the one are so for the other. Then the couplings are
-        untouched. So it does if the new couplings are not finite.
+        drawn. Raises NonFiniteError, naming the row, if objective or gradient are not finite (then the
+        couplings are untouched), or if the new couplings are not.
         """
         couplings = energy.couplings
         if self._gradient is None:
@@ -81,8 +80,9 @@ class IterativeRule(ABC):
         if not rows:
             return float("nan")
         objective = self._direction(energy, x, self._gradient, rows)
-        climbed = self.objective.replace("_", " ")
-        refuse_non_finite(objective.T, f"the {climbed} and so the gradient of the couplings", rows=rows)
+        # it is NaN where the gradient is not finite, which need not be read for that
+        names = f"the {self.objective.replace('_', ' ')} or the gradient of the couplings"
+        refuse_non_finite(objective.T, names, rows=rows)
         for name, weight in couplings.weights.items():
             for part in parts:
                 gradient = self._gradient[name][couplings.own(part)]

@@ -203,11 +203,31 @@ def test_an_image_does_not_see_its_neighbours() -> None:
             assert torch.equal(a[kept], c[kept])
             assert not c[3].isfinite().any()
     gradient = {"couplings": torch.zeros_like(couplings.couplings)}
-    objective = kernel.gradient(
-        spoiled, gradient, range(6), inverse_temperature=LAMBDA, scale=1.0, contrast=True
-    )
-    assert objective[kept].isfinite().all()
-    assert not gradient["couplings"][1, 0].isfinite().all()  # and nobody takes such a gradient for a number
+    kernel.gradient(spoiled, gradient, range(6), inverse_temperature=LAMBDA, scale=1.0, contrast=True)
+    assert not gradient["couplings"][1, 0].isfinite().all()  # nobody takes such a gradient for a number
+
+
+@pytest.mark.parametrize("contrast", [True, False])
+@pytest.mark.parametrize("measure", [Sphere(8), Sphere(5), Circles(3)], ids=repr)
+@pytest.mark.parametrize("backend", [Backend.reference, Backend.eager, Backend.cpu])
+def test_the_objective_tells_of_a_gradient_that_is_not_finite(
+    backend: Backend, measure: Measure, contrast: bool
+) -> None:
+    """At J = 0 all fields are 0 and log p is finite, whatever the tokens; 1e30 x 1e30 in dJ_02 is not.
+
+    A rule looks at the objective alone, before it moves the couplings.
+    """
+    couplings = Pairwise(6, measure.dim)
+    x = _tokens(measure, 6, 20)
+    x[17, [0, 2], 1] = 1e30
+    gradient = {"couplings": torch.zeros_like(couplings.couplings)}
+    kernel = choose(backend, couplings, measure)
+    tail = {"inverse_temperature": 1.0, "scale": 1.0, "contrast": contrast}
+    objective = kernel.gradient(x, gradient, range(6), **tail)
+    bad = [0, 2]
+    assert not gradient["couplings"][bad].flatten(1).isfinite().all(1).any()
+    assert objective[:, bad].isnan().all()
+    assert objective[:, [1, 3, 4, 5]].isfinite().all()
 
 
 @pytest.mark.parametrize("norm", [1e3, 1e6, 1e15])

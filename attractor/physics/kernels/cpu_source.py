@@ -5,8 +5,8 @@
     gradient    pass 1  fields: scores and squares of all sources, the maximum of the scores
                 pass 2  exponentials of the scores and their sum, psi and gains, the maximum of psi
                 pass 3  exponentials of psi and their sum
-                pass 4  the fields again, cheaper than to keep them, and dJ_ij = <error_ij x_j^T>, 4 x 4
-                        components at a time in registers, summed over lanes once for all images
+                pass 4  dJ_ij = <error_ij x_j^T>, some components at a time in registers, summed over lanes
+                        once for all images
 
 The layout is that of `cpu_parts`.
 """
@@ -99,21 +99,29 @@ def _log_sum(emit: Emitter, highest: Value, total: Value) -> Value:
 def gradient(shape: Shape, *, contrast: bool) -> Emitter:
     """dJ = scale/lambda sum_b (alpha x_i - beta grad psi) (lambda x_j)^T; the objective (R, G, W).
 
-    Further arguments: whether these are the first images, else they add to what is there; 1/lambda,
-    scale/(lambda B), dJ, objectives, room for (S (2 + gains) + D + 4) G W floats.
+    The objective of a row is NaN where its dJ is not finite. Further arguments: whether these are the first
+    images, else they add to what is there; 1/lambda, scale/(lambda B), dJ, objectives, room for
+    (S (2 + gains + D) + D + 4) G W floats.
     """
     rows = Rows("contrast" if contrast else "positive", shape, [I64, F32, F32, *[POINTER] * 3])
     emit, d, w = rows.emit, shape.dim, shape.width
     first_images, inverse_temperature, scale, changes, objectives, room = rows.more
     zero, unscaled = emit.splat(0.0), emit.splat(inverse_temperature)
     record = (2 + shape.gains) * w
-    # of a source: its errors (G, D, W); of a row: maximum and sum of exp(score), of exp(psi) (G, 4, W)
-    errors = emit.at(room, (rows.sources, rows.groups, record))
-    sums = emit.at(errors, (rows.groups, d * w))
+    # of a row: its fields (S, G, D, W); maximum and sum of exp(score), of exp(psi) (G, 4, W)
+    fields = emit.at(room, (rows.sources, rows.groups, record))
+    sums = emit.at(fields, (rows.sources, rows.groups, d * w))
+    errors = emit.at(sums, (rows.groups, 4 * w))  # of a source, (G, D, W)
+    spoiled = emit.local(zero)  # 0, or NaN once some dJ of the row is not finite
 
     def kept(slot: Value, group: Value) -> Value:
         """Score, psi, and the squares that become gains, (2 + gains, W)."""
         return emit.at(room, (slot, rows.groups, record), (group, record))
+
+    def natural(slot: Value, group: Value, first: Value) -> list[Value]:
+        """Where a tile of h_is is kept."""
+        here = emit.at(fields, (slot, rows.groups, d * w), (group, d * w), (first, w))
+        return [emit.at(here, a * w) for a in range(shape.tile)]
 
     def sums_of(group: Value) -> tuple[Value, Value, Value, Value]:
         place = emit.at(sums, (group, 4 * w))
@@ -131,6 +139,8 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
             emit.store(zero, squares)
         with field(emit, shape, matrix, rows.token(group, source)) as (first, h):
             x = [emit.load(emit.at(own, (first, w), a * w)) for a in range(shape.tile)]
+            for component, there in zip(h, natural(slot, group, first), strict=True):
+                emit.store(component, there)
             emit.store(dot(emit, list(zip(h, x, strict=True)), emit.load(here)), here)
             if contrast:
                 store_squares(emit, shape, first, h, squares)
@@ -169,12 +179,13 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
             emit.store(emit.div(negative, emit.load(total_psi)), total_psi)
         emit.store(objective, emit.at(objectives, (place, rows.groups, w), (group, w)))
 
-    def error(row: Value, slot: Value, source: Value, matrix: Value, group: Value) -> None:
+    def error(row: Value, slot: Value, group: Value) -> None:
         """Scale (alpha x_i - beta gain h), into `errors`."""
         here, own, (_, positive, _, negative) = kept(slot, group), rows.token(group, row), sums_of(group)
         posterior = emit.mul(emit.mul(emit.load(here), emit.load(positive)), unscaled)
         prior = emit.load(negative) if contrast else zero
-        with field(emit, shape, matrix, rows.token(group, source)) as (first, h):
+        with emit.loop(d, step=shape.tile) as first:
+            h = [emit.load(there) for there in natural(slot, group, first)]
             # all loads before the first store, which might change what they load for all LLVM knows
             x = [emit.load(emit.at(own, (first, w), a * w)) for a in range(len(h))]
             gains = gains_of(emit, shape, emit.at(here, 2 * w), first, len(h)) if contrast else []
@@ -189,6 +200,7 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
                     emit.store(vector, emit.at(there, n * w))
 
     with rows.each() as (place, row, weights):
+        emit.store(zero, spoiled)
         with emit.loop(rows.groups) as group:
             clear(group)
         with rows.each_source(row) as (slot, source), emit.loop(rows.groups) as group:
@@ -204,18 +216,25 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
         changes_of_row = emit.at(changes, (emit.builder.sub(row, rows.first), rows.sources, d * d))
         with rows.each_source(row) as (slot, source):
             with emit.loop(rows.groups) as group:
-                error(row, slot, source, emit.at(weights, (slot, d * d)), group)
+                error(row, slot, group)
             change = emit.at(changes_of_row, (slot, d * d))
             with emit.when(emit.builder.icmp_signed("!=", first_images, I64(0))):
                 emit.clear(change, d * d)
-            _outer(emit, rows, shape, errors, source, change)
+            _outer(emit, rows, shape, errors, source, change, spoiled)
+        nothing = emit.sum(emit.load(spoiled))
+        with emit.loop(rows.groups) as group:
+            there = emit.at(objectives, (place, rows.groups, w), (group, w))
+            emit.store(emit.add(emit.load(there), nothing), there)
     return emit
 
 
-def _outer(emit: Emitter, rows: Rows, shape: Shape, errors: Value, source: Value, change: Value) -> None:
+def _outer(
+    emit: Emitter, rows: Rows, shape: Shape, errors: Value, source: Value, change: Value, spoiled: Value
+) -> None:
     """dJ_ij += sum over images of error x_j^T, a tile of components at a time.
 
     A vector of packed errors is met by x_j of the same W/q images, repeated for each of its q components.
+    Whatever is not finite makes NaN of `spoiled`.
     """
     d, w, q = shape.dim, shape.width, shape.packed
     p, (height, columns) = w // q, shape.gradient_tile
@@ -235,6 +254,7 @@ def _outer(emit: Emitter, rows: Rows, shape: Shape, errors: Value, source: Value
         for a, first in product(range(height), range(0, columns, p)):
             some = [emit.load(sum_) for sum_ in sums[a][first : first + p]]
             values = emit.sum_lanes(some + [emit.splat(0.0)] * (p - len(some)))
+            emit.store(emit.fma(values, emit.splat(0.0), emit.load(spoiled)), spoiled)
             for n in range(q):
                 lanes = range(n * p, n * p + len(some))
                 emit.add_lanes(values, lanes, emit.at(change, (a0, d), c0, (a * q + n) * d + first))

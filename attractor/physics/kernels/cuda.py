@@ -39,6 +39,7 @@ from attractor.physics.evidence import Evidence
 from attractor.physics.kernels.cuda_lanes import gradient_by_lane, sums_by_lane
 from attractor.physics.kernels.cuda_source import adam_step
 from attractor.physics.kernels.cuda_tiles import gradient_by_tile, sums_by_tile
+from attractor.physics.kernels.eager import nan_unless_finite
 from attractor.physics.measures import Circles, Sphere
 
 # J and dJ of D = 8 are 128 registers of a thread; no larger D fits.
@@ -118,7 +119,9 @@ class FusedCuda:
                 self._launch(
                     gradient_by_tile, (sources, len(rows)), *where, IMAGES=_IMAGES_IN_TILES, **shared
                 )
-        return sums[0] - sums[1] if contrast else sums[0]
+        objective = sums[0] - sums[1] if contrast else sums[0]
+        held = torch.tensor(rows, dtype=torch.int64, device=x.device) - self.couplings.rows.start
+        return objective + nan_unless_finite(out, held)
 
     def _sums(
         self,

@@ -63,7 +63,7 @@ class Eager:
         scale: float,
         contrast: bool,
     ) -> Tensor:
-        held = torch.tensor(rows, device=x.device) - self.couplings.rows.start
+        held = torch.tensor(rows, dtype=torch.int64, device=x.device) - self.couplings.rows.start
         for values in out.values():
             values.index_fill_(0, held, 0.0)
         scale = scale / len(x)
@@ -78,7 +78,13 @@ class Eager:
                 log_sum = log_sum - log_partition
             block.put(objective, log_sum)
             self.couplings.accumulate(out, by_field, block.presynaptic, rows=block.rows)
-        return objective
+        return objective + nan_unless_finite(out, held)
+
+
+def nan_unless_finite(gradient: dict[str, Tensor], held: Tensor) -> Tensor:
+    """0 for a row of places `held` whose gradient is finite, else NaN, (R,)."""
+    finite = [values[held].isfinite().flatten(1).all(1) for values in gradient.values()]
+    return torch.where(torch.stack(finite).all(0), 0.0, torch.nan)
 
 
 def softmax_and_log_sum(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,8 @@ class Kernel(Protocol):
 
         `out` is like the weights, and zero where there is no source. Without `contrast` the positive
         phase alone, scale <alpha_is x_i x_j^T>. Returns (B, R): the log-sum of the posterior, less that of
-        the prior with `contrast` (then it is log p(x_i | others)).
+        the prior with `contrast` (then it is log p(x_i | others)); NaN where the gradient of a row is not
+        finite, so that one look at it tells.
         """
         ...
 

@@ -74,7 +74,11 @@ class Reference:
                 change = scale * error.T @ x[:, j].double() / len(x)
                 out["couplings"][i - self.couplings.rows.start, slot] = change.to(x.dtype)
             objective = torch.logsumexp(scores, 0)
-            objectives.append(objective - torch.logsumexp(psi, 0) if contrast else objective)
+            if contrast:
+                objective = objective - torch.logsumexp(psi, 0)
+            if not out["couplings"][i - self.couplings.rows.start].isfinite().all():
+                objective = torch.full_like(objective, torch.nan)
+            objectives.append(objective)
         return _stacked(x, objectives)
 
     def _natural(

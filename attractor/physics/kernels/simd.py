@@ -216,6 +216,12 @@ class Emitter:
             span *= 2
         return level[0]
 
+    def sum(self, value: Value) -> Value:
+        """The sum over all lanes, in every lane."""
+        kind = ir.FunctionType(F32, [F32, self.vector])
+        total = self._intrinsic(f"llvm.vector.reduce.fadd.v{self.width}f32", kind)
+        return self.splat(self.builder.call(total, [F32(0.0), value]))
+
     def clear(self, pointer: Value, count: int) -> None:
         """Zeros in `count` floats."""
         whole = count - count % self.width
