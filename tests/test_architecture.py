@@ -21,7 +21,7 @@ ALLOWED = {
     "theory": {"torch", "sklearn", "numpy", "attractor.physics", "attractor.images"},
 }
 # Fused kernels, which are imported when they are chosen, may import the library that compiles them.
-COMPILERS = {"simd.py": "llvmlite"} | dict.fromkeys(
+COMPILERS = {"simd.py": "llvmlite", "compiled.py": "llvmlite"} | dict.fromkeys(
     ("cuda.py", "cuda_lanes.py", "cuda_source.py", "cuda_tiles.py"), "triton"
 )
 LAB_ONLY = {"hydra", "omegaconf", "wandb", "matplotlib", "tqdm"}

@@ -28,9 +28,10 @@ from attractor.physics import (
     neighbourhood,
 )
 from attractor.physics.kernels import Kernel, choose, cpu_adam
+from attractor.physics.kernels.compiled import Compiled
 from attractor.physics.kernels.cpu import FusedCpu
 from attractor.physics.kernels.reference import Reference
-from attractor.physics.kernels.simd import F32, I64, POINTER, Compiled, Emitter, lanes
+from attractor.physics.kernels.simd import F32, I64, POINTER, Emitter, lanes
 
 LAMBDA = 1.3
 FAST = [Backend.eager, Backend.cpu]

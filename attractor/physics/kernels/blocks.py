@@ -31,7 +31,7 @@ class Block:
     images: slice
     own: Tensor  # (R, D, B) x_i
     natural: Tensor  # (R, S, D, B) h_is = lambda u_is + field_i
-    presynaptic: Tensor  # (N, B, D) x_j
+    presynaptic: Tensor  # (N, B, D) x_j, a view of (B, N, D)
     precision: Tensor  # (R, 1, 1) of the evidence
     couplings: Couplings
     measure: Measure
@@ -68,9 +68,9 @@ def blocks(
     for first in range(0, len(x), _BLOCK_IMAGES):
         images = slice(first, min(first + _BLOCK_IMAGES, len(x)))
         tokens = x[images].permute(1, 2, 0).contiguous()  # (N, D, B)
-        presynaptic = x[images].transpose(0, 1).contiguous()  # (N, B, D)
+        presynaptic = x[images].contiguous().transpose(0, 1)  # (N, B, D)
         row_bytes = couplings.sources * tokens[0].numel() * x.element_size()
-        for block, out in _runs(rows, height=_BLOCK_BYTES // max(row_bytes, 1)):
+        for block, out in runs(rows, height=_BLOCK_BYTES // max(row_bytes, 1)):
             natural = couplings.fields(tokens, block)
             if inverse_temperature != 1:
                 natural *= inverse_temperature
@@ -82,7 +82,7 @@ def blocks(
             yield Block(block, out, images, own, natural, presynaptic, observed, couplings, measure)
 
 
-def _runs(rows: Sequence[int], *, height: int) -> Iterator[tuple[range, slice]]:
+def runs(rows: Sequence[int], *, height: int = ROW_GRID) -> Iterator[tuple[range, slice]]:
     """Consecutive rows, at most `height` of them and never across the grid, with their places in `rows`."""
     height = next(h for h in (4, 2, 1) if h <= max(height, 1))
     start = 0

@@ -1,8 +1,7 @@
 """The fused CPU backend: `cpu_source`, compiled for this machine when first used, its rows over threads."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -10,8 +9,10 @@ from torch import Tensor
 from attractor.physics.couplings import Pairwise
 from attractor.physics.evidence import Evidence
 from attractor.physics.kernels import cpu_source
+from attractor.physics.kernels.compiled import Compiled
 from attractor.physics.kernels.cpu_parts import Shape
-from attractor.physics.kernels.simd import Compiled, lanes
+from attractor.physics.kernels.simd import lanes
+from attractor.physics.kernels.threads import in_parallel, shares
 from attractor.physics.measures import Circles, Sphere
 
 # Images at a time: their tokens stay in the second-level cache, and the couplings pass by once for them.
@@ -106,8 +107,6 @@ class FusedCpu:
         workspace: int = 0,
     ) -> None:
         """Call `function` for contiguous parts of the rows; out (R, ...) is cut likewise."""
-        threads = max(1, min(torch.get_num_threads(), len(rows)))
-        parts = [slice(len(rows) * t // threads, len(rows) * (t + 1) // threads) for t in range(threads)]
         weights, neighbours = self.couplings.weights["couplings"], self.couplings.neighbours
 
         def work(part: slice) -> None:
@@ -121,10 +120,7 @@ class FusedCpu:
                 room,
             )
 
-        if threads == 1:
-            work(parts[0])
-        else:
-            list(_pool(threads).map(work, parts))
+        in_parallel([partial(work, part) for part in shares(len(rows))])
 
 
 def _to_lanes(x: Tensor, width: int) -> Tensor:
@@ -150,8 +146,3 @@ def _one_sided(shape: Shape, prior: bool, evidence: bool) -> Compiled:
 @cache
 def _gradient(shape: Shape, contrast: bool) -> Compiled:
     return Compiled(cpu_source.gradient(shape, contrast=contrast))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "attractor")

@@ -4,13 +4,16 @@ Every operation is rounded once and belongs to one weight, in the vectors and in
 do not depend on how weights are cut into rows. (torch's own fused Adam rounds its tails differently.)
 """
 
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from attractor.physics.kernels.threads import in_parallel, shares
+
 _SPAN = 64  # weights in the vector loop
+_SPANS_PER_THREAD = 1000  # fewer are done before a second thread has begun
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -20,8 +23,15 @@ def fits(*tensors: Tensor) -> bool:
         find_spec("llvmlite") is not None
         and first.dtype == torch.float32
         and first.device.type == "cpu"
-        and all(t.is_contiguous() and t.shape == first.shape and t.dtype == first.dtype for t in tensors)
+        and _in_memory(first).is_contiguous()
+        and all(t.stride() == first.stride() and t.shape == first.shape for t in tensors)
+        and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
     )
+
+
+def _in_memory(values: Tensor) -> Tensor:
+    """The same with its axes in the order of memory."""
+    return values.permute(sorted(range(values.dim()), key=values.stride, reverse=True))
 
 
 def update(
@@ -40,19 +50,27 @@ def update(
 
     m <- m + (1-b1)(g - m),  v <- b2 v + (1-b2) g^2,  w <- w + step_size m/(sqrt(v)/correction + epsilon)
     """
-    everything = (weight, gradient, mean, square)
+    everything = [_in_memory(t).view(-1) for t in (weight, gradient, mean, square)]
     numbers = (step_size, 1 / root_correction, 1 - beta1, beta2, 1 - beta2, epsilon)
     body, tail = _compiled()
     spans, rest = divmod(weight.numel(), _SPAN)
-    sums = torch.zeros(_SPAN + 1)
-    body(*everything, spans, *numbers, sums)
-    tail(*(t.view(-1)[spans * _SPAN :] for t in everything), rest, *numbers, sums[_SPAN:])
-    return bool(sums.sum().isfinite())
+
+    def work(part: slice) -> bool:
+        sums = torch.zeros(_SPAN)
+        some = slice(part.start * _SPAN, part.stop * _SPAN)
+        body(*(t[some] for t in everything), part.stop - part.start, *numbers, sums)
+        return bool(sums.sum().isfinite())
+
+    end = torch.zeros(1)
+    tail(*(t[spans * _SPAN :] for t in everything), rest, *numbers, end)
+    parts = shares(spans, least=_SPANS_PER_THREAD)
+    return all([*in_parallel([partial(work, part) for part in parts]), bool(end.isfinite())])
 
 
 @cache
 def _compiled():  # type: ignore[no-untyped-def]  # the classes are known only where llvmlite is
-    from attractor.physics.kernels.simd import F32, I64, POINTER, Compiled, Emitter, lanes
+    from attractor.physics.kernels.compiled import Compiled
+    from attractor.physics.kernels.simd import F32, I64, POINTER, Emitter, lanes
 
     def source(width: int, vectors: int) -> Compiled:
         emit = Emitter(f"adam_{width}", [*[POINTER] * 4, I64, *[F32] * 6, POINTER], width)

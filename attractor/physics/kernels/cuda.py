@@ -120,8 +120,7 @@ class FusedCuda:
                     gradient_by_tile, (sources, len(rows)), *where, IMAGES=_IMAGES_IN_TILES, **shared
                 )
         objective = sums[0] - sums[1] if contrast else sums[0]
-        held = torch.tensor(rows, dtype=torch.int64, device=x.device) - self.couplings.rows.start
-        return objective + nan_unless_finite(out, held)
+        return objective + nan_unless_finite(self.couplings, out, rows)
 
     def _sums(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attractor.physics.couplings import Couplings
 from attractor.physics.evidence import Evidence
-from attractor.physics.kernels.blocks import blocks
+from attractor.physics.kernels.blocks import blocks, runs
 from attractor.physics.measures import Measure
 
 
@@ -63,9 +63,9 @@ class Eager:
         scale: float,
         contrast: bool,
     ) -> Tensor:
-        held = torch.tensor(rows, dtype=torch.int64, device=x.device) - self.couplings.rows.start
-        for values in out.values():
-            values.index_fill_(0, held, 0.0)
+        for some, _ in runs(rows):
+            for values in out.values():
+                values[self.couplings.own(some)] = 0
         scale = scale / len(x)
         objective = x.new_empty(len(x), len(rows))
         for block in blocks(self.couplings, self.measure, x, rows, inverse_temperature=inverse_temperature):
@@ -78,13 +78,16 @@ class Eager:
                 log_sum = log_sum - log_partition
             block.put(objective, log_sum)
             self.couplings.accumulate(out, by_field, block.presynaptic, rows=block.rows)
-        return objective + nan_unless_finite(out, held)
+        return objective + nan_unless_finite(self.couplings, out, rows)
 
 
-def nan_unless_finite(gradient: dict[str, Tensor], held: Tensor) -> Tensor:
-    """0 for a row of places `held` whose gradient is finite, else NaN, (R,)."""
-    finite = [values[held].isfinite().flatten(1).all(1) for values in gradient.values()]
-    return torch.where(torch.stack(finite).all(0), 0.0, torch.nan)
+def nan_unless_finite(couplings: Couplings, gradient: dict[str, Tensor], rows: Sequence[int]) -> Tensor:
+    """0 for each of `rows` whose gradient has a finite sum, else NaN, (R,)."""
+    total = next(iter(gradient.values())).new_zeros(len(rows))
+    for some, place in runs(rows):
+        for values in gradient.values():
+            total[place] += values[couplings.own(some)].sum(tuple(range(1, values.dim())))
+    return 0 * total
 
 
 def softmax_and_log_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
