@@ -17,7 +17,6 @@ from attractor.physics.measures import Circles, Sphere
 
 # Images at a time: their tokens stay in the second-level cache, and the couplings pass by once for them.
 _BLOCK_IMAGES = 128
-_GRADIENT_IMAGES = 64  # beside them, the fields of a row
 
 
 class FusedCpu:
@@ -54,7 +53,7 @@ class FusedCpu:
         shape = self._shape
         function = _one_sided(shape, prior, evidence is not None)
         log_sums, sums = x.new_empty(len(x), len(rows)), x.new_empty(len(x), len(rows), shape.dim)
-        for images, tokens in self._blocks(x, inverse_temperature, _BLOCK_IMAGES):
+        for images, tokens in self._blocks(x, inverse_temperature):
             field = tokens if evidence is None else _to_lanes(evidence.field[images], shape.width)
             log_sum = x.new_empty(len(rows), tokens.shape[1], 1, shape.width)
             sum_ = x.new_empty(len(rows), tokens.shape[1], shape.dim, shape.width)
@@ -78,22 +77,22 @@ class FusedCpu:
         function = _gradient(shape, contrast)
         objectives = x.new_empty(len(x), len(rows))
         factor = scale / (inverse_temperature * len(x))
-        for images, tokens in self._blocks(x, inverse_temperature, _GRADIENT_IMAGES):
+        for images, tokens in self._blocks(x, inverse_temperature):
             objective = x.new_empty(len(rows), tokens.shape[1], 1, shape.width)
             room = self.couplings.sources * (2 + shape.gains + shape.dim) + shape.dim + 4
             more = (int(images.start == 0), 1 / inverse_temperature, factor, out["couplings"])
             self._over_threads(
-                function, rows, tokens, more, (objective,), workspace=room * tokens.shape[1] * shape.width
+                function, rows, tokens, more, (objective,), workspace=room * shape.block * shape.width
             )
             objectives[images] = _from_lanes(objective, images).squeeze(2)
         return objectives
 
-    def _blocks(self, x: Tensor, inverse_temperature: float, size: int) -> Iterator[tuple[slice, Tensor]]:
+    def _blocks(self, x: Tensor, inverse_temperature: float) -> Iterator[tuple[slice, Tensor]]:
         """Images, and their tokens times the inverse temperature as (N, G, D, W)."""
         if x.dtype != torch.float32 or x.device.type != "cpu":
             raise ValueError(f"tokens are {x.dtype} on {x.device}; backend cpu computes in float32 there")
-        for first in range(0, len(x), size):
-            images = slice(first, min(first + size, len(x)))
+        for first in range(0, len(x), _BLOCK_IMAGES):
+            images = slice(first, min(first + _BLOCK_IMAGES, len(x)))
             yield images, _to_lanes(x[images] * inverse_temperature, self._shape.width)
 
     def _over_threads(

@@ -35,6 +35,11 @@ class Shape:
         return max(t for t in range(step, 9, step) if self.dim % t == 0)
 
     @property
+    def block(self) -> int:
+        """Groups of images at a time in the gradient, so that a row stays in the cache."""
+        return 64 // self.width
+
+    @property
     def packed(self) -> int:
         """Components of an error beside each other in a vector, each for W/packed images.
 
@@ -170,6 +175,8 @@ class Rows:
         self.rows, self.count, self.first, self.neighbours, self.sources = arguments[:5]
         self.tokens, self.groups, self.weights = arguments[5:8]
         self.more = arguments[8:]
+        # the groups at hand: how many, and where they begin
+        self.begin, self.here = I64(0), self.groups
 
     @contextmanager
     def each(self) -> Iterator[tuple[Value, Value, Value]]:
@@ -179,6 +186,17 @@ class Rows:
             row = emit.builder.load(emit.at(self.rows, place, of=I64), typ=I64)
             held = emit.builder.sub(row, self.first)
             yield place, row, emit.at(self.weights, (held, self.sources, d * d))
+
+    @contextmanager
+    def each_block(self, size: int) -> Iterator[None]:
+        """At most `size` groups at a time; `token` counts them from the first."""
+        build = self.emit.builder
+        with self.emit.loop(self.groups, step=size) as begin:
+            rest = build.sub(self.groups, begin)
+            self.here = build.select(build.icmp_signed("<", rest, I64(size)), rest, I64(size))
+            self.begin = begin
+            yield
+        self.begin, self.here = I64(0), self.groups
 
     @contextmanager
     def each_source(self, row: Value) -> Iterator[tuple[Value, Value]]:
@@ -192,5 +210,5 @@ class Rows:
 
     def token(self, group: Value, token: Value) -> Value:
         """x of a token, (D, W)."""
-        size = self.shape.dim * self.shape.width
+        size, group = self.shape.dim * self.shape.width, self.emit.builder.add(self.begin, group)
         return self.emit.at(self.tokens, (token, self.groups, size), (group, size))

@@ -101,26 +101,27 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
 
     The objective of a row is NaN where its dJ is not finite. Further arguments: whether these are the first
     images, else they add to what is there; 1/lambda, scale/(lambda B), dJ, objectives, room for
-    (S (2 + gains + D) + D + 4) G W floats.
+    (S (2 + gains + D) + D + 4) G W floats, those of a block.
     """
     rows = Rows("contrast" if contrast else "positive", shape, [I64, F32, F32, *[POINTER] * 3])
     emit, d, w = rows.emit, shape.dim, shape.width
     first_images, inverse_temperature, scale, changes, objectives, room = rows.more
     zero, unscaled = emit.splat(0.0), emit.splat(inverse_temperature)
     record = (2 + shape.gains) * w
-    # of a row: its fields (S, G, D, W); maximum and sum of exp(score), of exp(psi) (G, 4, W)
-    fields = emit.at(room, (rows.sources, rows.groups, record))
-    sums = emit.at(fields, (rows.sources, rows.groups, d * w))
-    errors = emit.at(sums, (rows.groups, 4 * w))  # of a source, (G, D, W)
+    # of a row and a block: fields (S, G, D, W); maximum and sum of exp(score), of exp(psi) (G, 4, W)
+    size = shape.block
+    fields = emit.at(room, (rows.sources, size * record))
+    sums = emit.at(fields, (rows.sources, size * d * w))
+    errors = emit.at(sums, size * 4 * w)  # of a source, (G, D, W)
     spoiled = emit.local(zero)  # 0, or NaN once some dJ of the row is not finite
 
     def kept(slot: Value, group: Value) -> Value:
         """Score, psi, and the squares that become gains, (2 + gains, W)."""
-        return emit.at(room, (slot, rows.groups, record), (group, record))
+        return emit.at(room, (slot, size * record), (group, record))
 
     def natural(slot: Value, group: Value, first: Value) -> list[Value]:
         """Where a tile of h_is is kept."""
-        here = emit.at(fields, (slot, rows.groups, d * w), (group, d * w), (first, w))
+        here = emit.at(fields, (slot, size * d * w), (group, d * w), (first, w))
         return [emit.at(here, a * w) for a in range(shape.tile)]
 
     def sums_of(group: Value) -> tuple[Value, Value, Value, Value]:
@@ -177,7 +178,8 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
             objective = emit.sub(objective, log_partition)
             negative = emit.sub(zero, emit.splat(scale))
             emit.store(emit.div(negative, emit.load(total_psi)), total_psi)
-        emit.store(objective, emit.at(objectives, (place, rows.groups, w), (group, w)))
+        there = emit.at(objectives, (place, rows.groups, w), (rows.begin, w), (group, w))
+        emit.store(objective, there)
 
     def error(row: Value, slot: Value, group: Value) -> None:
         """Scale (alpha x_i - beta gain h), into `errors`."""
@@ -199,28 +201,32 @@ def gradient(shape: Shape, *, contrast: bool) -> Emitter:
                 for n, vector in enumerate(emit.pack(values[a : a + shape.packed])):
                     emit.store(vector, emit.at(there, n * w))
 
-    with rows.each() as (place, row, weights):
-        emit.store(zero, spoiled)
-        with emit.loop(rows.groups) as group:
+    def block(place: Value, row: Value, weights: Value) -> None:
+        with emit.loop(rows.here) as group:
             clear(group)
-        with rows.each_source(row) as (slot, source), emit.loop(rows.groups) as group:
+        with rows.each_source(row) as (slot, source), emit.loop(rows.here) as group:
             score(row, slot, source, emit.at(weights, (slot, d * d)), group)
         # by themselves: so short that many of their long chains are under way at once
-        with rows.each_source(row) as (slot, _), emit.loop(rows.groups) as group:
+        with rows.each_source(row) as (slot, _), emit.loop(rows.here) as group:
             normalise(slot, group)
         if contrast:
-            with rows.each_source(row) as (slot, _), emit.loop(rows.groups) as group:
+            with rows.each_source(row) as (slot, _), emit.loop(rows.here) as group:
                 weigh(slot, group)
-        with emit.loop(rows.groups) as group:
+        with emit.loop(rows.here) as group:
             finish(place, group)
         changes_of_row = emit.at(changes, (emit.builder.sub(row, rows.first), rows.sources, d * d))
         with rows.each_source(row) as (slot, source):
-            with emit.loop(rows.groups) as group:
+            with emit.loop(rows.here) as group:
                 error(row, slot, group)
             change = emit.at(changes_of_row, (slot, d * d))
-            with emit.when(emit.builder.icmp_signed("!=", first_images, I64(0))):
+            with emit.when(emit.builder.icmp_signed("<", rows.begin, first_images)):
                 emit.clear(change, d * d)
             _outer(emit, rows, shape, errors, source, change, spoiled)
+
+    with rows.each() as (place, row, weights):
+        emit.store(zero, spoiled)
+        with rows.each_block(size):
+            block(place, row, weights)
         nothing = emit.sum(emit.load(spoiled))
         with emit.loop(rows.groups) as group:
             there = emit.at(objectives, (place, rows.groups, w), (group, w))
@@ -242,7 +248,7 @@ def _outer(
         sums = [[emit.local(emit.splat(0.0)) for _ in range(columns)] for _ in range(height)]
         for sum_ in chain(*sums):
             emit.store(emit.splat(0.0), sum_)
-        with emit.loop(rows.groups) as group:
+        with emit.loop(rows.here) as group:
             error, x_j = emit.at(errors, (group, d * w), (a0, w)), rows.token(group, source)
             for part in range(q):
                 left = [emit.load(emit.at(error, (a * q + part) * w)) for a in range(height)]
