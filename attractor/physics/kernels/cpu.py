@@ -93,7 +93,7 @@ class FusedCpu:
             raise ValueError(f"tokens are {x.dtype} on {x.device}; backend cpu computes in float32 there")
         for first in range(0, len(x), _BLOCK_IMAGES):
             images = slice(first, min(first + _BLOCK_IMAGES, len(x)))
-            yield images, _to_lanes(x[images] * inverse_temperature, self._shape.width)
+            yield images, _to_lanes(x[images], self._shape.width, inverse_temperature)
 
     def _over_threads(
         self,
@@ -122,13 +122,15 @@ class FusedCpu:
         in_parallel([partial(work, part) for part in shares(len(rows))])
 
 
-def _to_lanes(x: Tensor, width: int) -> Tensor:
-    """(B, N, D) -> (N, G, D, W), zero beyond the last image: there all sums are finite and add nothing."""
-    groups = -(-len(x) // width)
-    padded: Tensor = x.new_zeros(groups * width, *x.shape[1:])
-    padded[: len(x)] = x
-    grouped: Tensor = padded.unflatten(0, (groups, width))
-    return grouped.permute(2, 0, 3, 1).contiguous()
+def _to_lanes(x: Tensor, width: int, scale: float = 1.0) -> Tensor:
+    """scale x (B, N, D) as (N, G, D, W), 0 beyond the last image: there all is finite and adds nothing."""
+    whole, rest = divmod(len(x), width)
+    lanes: Tensor = x.new_empty(x.shape[1], whole + bool(rest), x.shape[2], width)
+    lanes[:, :whole] = x[: whole * width].unflatten(0, (whole, width)).permute(2, 0, 3, 1)
+    if rest:
+        lanes[:, whole] = 0
+        lanes[:, whole, :, :rest] = x[whole * width :].permute(1, 2, 0)
+    return lanes if scale == 1 else lanes.mul_(scale)
 
 
 def _from_lanes(values: Tensor, images: slice) -> Tensor:
