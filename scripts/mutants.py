@@ -286,10 +286,16 @@ MUTANTS = [
         "ridge: lost precision P",
     ),
     Mutant(
-        "rules.py",
-        "gradient[couplings.own(part)].zero_()",
-        "pass",
-        "step: the gradient of the last step is not cleared",
+        "kernels/eager.py",
+        "                values[self.couplings.own(some)] = 0\n",
+        "                pass\n",
+        "eager gradient: that of the last step is not cleared",
+    ),
+    Mutant(
+        "kernels/eager.py",
+        "return 0 * total",
+        "return 0 * total.nan_to_num()",
+        "eager gradient: nobody is told that it is not finite",
     ),
     Mutant(
         "optimisers.py",
@@ -371,9 +377,33 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/cpu_source.py",
-        "value = emit.mul(posterior, x[a])",
-        "value = emit.mul(posterior, component)",
+        "values = [emit.mul(posterior, component) for component in x]",
+        "values = [emit.mul(posterior, component) for component in h]",
         "fused rule: the field for the token",
+    ),
+    Mutant(
+        "kernels/cpu_source.py",
+        'icmp_signed("<", rows.begin, first_images)',
+        'icmp_signed("<", I64(0), first_images)',
+        "fused rule: every block of images forgets the one before",
+    ),
+    Mutant(
+        "kernels/cpu_source.py",
+        "emit.store(emit.fma(values, emit.splat(0.0), emit.load(spoiled)), spoiled)",
+        "pass",
+        "fused rule: nobody is told that the gradient is not finite",
+    ),
+    Mutant(
+        "kernels/cpu_adam.py",
+        "return all([*in_parallel([partial(work, part) for part in parts]), bool(end.isfinite())])",
+        "return all([*in_parallel([partial(work, part) for part in parts]), True])",
+        "fused Adam: the last weights may be infinite",
+    ),
+    Mutant(
+        "kernels/threads.py",
+        "slice(count * t // threads, count * (t + 1) // threads)",
+        "slice(count // threads * t, count // threads * (t + 1))",
+        "threads: the rest is done by nobody",
     ),
     Mutant(
         "kernels/cpu_source.py",

@@ -185,6 +185,18 @@ def test_gradient_is_left_alone() -> None:
         assert torch.equal(gradient["w"], _normal(*SHAPE, seed=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "torch"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("place", [None, 0, 700, 1088])
+def test_tells_whether_the_weights_are_finite(case: str, dtype: torch.dtype, place: int | None) -> None:
+    """The rule asks nothing else after a step: an infinity in the last weights would train on unseen."""
+    weights = {"w": _normal(33, 33).to(dtype), "v": _normal(3, 5).to(dtype)}
+    gradient = {name: torch.ones_like(w) for name, w in weights.items()}
+    if place is not None:
+        weights["w"].view(-1)[place] = torch.inf
+    assert CASES[case][0]().ascend(weights, gradient, rate=0.1) == (place is None)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
