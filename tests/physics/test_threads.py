@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,26 @@ from attractor.physics.kernels import cpu, cpu_adam, threads
 from attractor.physics.kernels.threads import shares
 
 
-@pytest.fixture(params=["torch", "pool"])
+class _Fewer:
+    """An OpenMP that gives one thread, however many are asked for."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def GOMP_parallel(self, function: int, data: bytes, _: int, flags: int) -> None:
+        self._library.GOMP_parallel(function, data, 1, flags)
+
+
+@pytest.fixture(params=["torch", "fewer", "pool"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Functions are compiled for one kind or the other."""
-    if request.param == "pool":
-        monkeypatch.setattr(threads, "openmp", lambda: None)
-    else:
-        assert threads.openmp() is not None, "torch for Linux brings the OpenMP of GCC"
+    """Functions are compiled anew for each kind of threads."""
+    library = threads.openmp()
+    assert library is not None, "torch for Linux brings the OpenMP of GCC"
+    kinds = {"torch": library, "fewer": _Fewer(library), "pool": None}
+    monkeypatch.setattr(threads, "openmp", lambda: kinds[request.param])
     compiled = (cpu._gradient, cpu._one_sided, cpu_adam._compiled)
     for function in compiled:
         function.cache_clear()
