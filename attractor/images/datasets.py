@@ -4,8 +4,10 @@ The splits do not depend on the seed of an experiment: every run of every model 
 same images, and larger validation sets contain the smaller ones.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +37,8 @@ class ImageSplits:
         for split in ("train", "validation", "test"):
             images: Tensor = getattr(self, split)
             given = f"{self.name}: {split} images are {images.dtype} {tuple(images.shape)}"
+            if broken := int((~images.isfinite()).sum()) if images.is_floating_point() else 0:
+                raise DataError(f"{given} and hold {broken} non-finite values")
             if images.dtype != torch.uint8 or images.dim() != 4:
                 raise DataError(f"{given}, expected torch.uint8 (P, C, H, W)")
             if images.shape[-1] != images.shape[-2]:
@@ -43,6 +47,15 @@ class ImageSplits:
                 raise DataError(f"{given}; every split needs at least one image")
             if images.shape[1:] != self.train.shape[1:]:
                 raise DataError(f"{given}, but the training images are {tuple(self.train.shape)}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and their order."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.validation, self.test):
+            digest.update(f"{tuple(images.shape)}".encode())
+            digest.update(images.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def channels(self) -> int:
