@@ -20,8 +20,9 @@ from attractor.lab.config import Config, register
 from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.drawing import draw_run
 from attractor.lab.entry import launch
+from attractor.lab.errors import Paused
 from attractor.lab.folder import RunFolder
-from attractor.lab.resuming import restore, snapshot
+from attractor.lab.resuming import refuse_pause, restore, snapshot
 from attractor.lab.selection import choose
 from attractor.lab.tracking import Tracker
 from attractor.lab.training import EarlyStopping, fit
@@ -60,8 +61,12 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     stopping = EarlyStopping(config.train.patience)
     done, train_seconds, objective, errors = 0, 0.0, None, {}
     if folder.resumed:
-        start = restore(folder.checkpoints, network, rule, stopping, mean=mean)
-        done, train_seconds, errors = start.step, start.position.train_seconds, start.validation
+        start = restore(
+            folder.checkpoints, network, rule, stopping, settings=settings, splits=splits, step=folder.step
+        )
+        found = start.checkpoint
+        done, train_seconds, errors = found.step, found.position.train_seconds, found.validation
+    refuse_pause(config, done)
     tracker = Tracker(
         config.wandb,
         folder=folder.path,
@@ -74,7 +79,12 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     with folder.job(), processes.last_words(), tracker, folder.metrics(done=done) as metrics:
         folder.say(report.header(config, splits, network))
         if folder.resumed:
+            for warning in start.warnings:
+                folder.say(f"warning: {warning}")
             folder.say(f"going on from step {done}")
+            if processes.first:
+                for aside in checkpoints.set_aside(folder.checkpoints, after=done):
+                    folder.say(f"warning: the checkpoint of a later step is set aside in {aside}")
         validation = {
             name: assessment.validation_batch(
                 splits, task, images=config.train.validation_images, seed=config.eval.seed
@@ -96,6 +106,8 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         if stopping.exhausted:  # before it was interrupted
             steps = iter(())
         bar = tqdm(steps, "training", total=total, initial=done, dynamic_ncols=True, disable=folder.silent)
+        if processes.count == 1:  # several would have to agree on the step
+            folder.signals.defer()
         for step in bar:
             done = step.index
             train_seconds += step.seconds
@@ -123,7 +135,9 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             bar.set_postfix_str(report.progress(rule, objective, errors), refresh=False)
             metrics.write(done, values)
             tracker.log(done, values)
-            if validating:
+            pausing = done == config.train.stop_after and done < total
+            ending = pausing or folder.signals.received is not None
+            if validating or ending:
                 checkpoint = snapshot(
                     network,
                     rule,
@@ -133,11 +147,19 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                     train_seconds=train_seconds,
                     mean=mean,
                     settings=settings,
+                    splits=splits,
                 )
+                metrics.flush_to_disk()
                 checkpoints.save(folder.checkpoints, checkpoint, processes)
+            if ending:
+                bar.close()
+                folder.say(f"saved after step {done} of {total}; {report.going_on(folder.path)}")
+                folder.signals.heed()
+                raise Paused(f"paused after step {done}, as train.stop_after asks")
             if stopping.exhausted:
                 break
         bar.close()
+        folder.signals.heed()
         stopping.restore(couplings.weights)
         peak_memory = assessment.peak_memory()
 

@@ -4,13 +4,17 @@ The splits do not depend on the seed of an experiment: every run of every model 
 same images, and larger validation sets contain the smaller ones.
 """
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
+
+from attractor.images.downloads import fetch
 
 _SPLIT_SEED = 0
 
@@ -35,6 +39,8 @@ class ImageSplits:
         for split in ("train", "validation", "test"):
             images: Tensor = getattr(self, split)
             given = f"{self.name}: {split} images are {images.dtype} {tuple(images.shape)}"
+            if broken := int((~images.isfinite()).sum()) if images.is_floating_point() else 0:
+                raise DataError(f"{given} and hold {broken} non-finite values")
             if images.dtype != torch.uint8 or images.dim() != 4:
                 raise DataError(f"{given}, expected torch.uint8 (P, C, H, W)")
             if images.shape[-1] != images.shape[-2]:
@@ -43,6 +49,15 @@ class ImageSplits:
                 raise DataError(f"{given}; every split needs at least one image")
             if images.shape[1:] != self.train.shape[1:]:
                 raise DataError(f"{given}, but the training images are {tuple(self.train.shape)}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and their order."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.validation, self.test):
+            digest.update(f"{tuple(images.shape)}".encode())
+            digest.update(images.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def channels(self) -> int:
@@ -154,6 +169,7 @@ class _Torchvision:
     dataset: str
     shape: tuple[int, int, int]
     files: tuple[str, ...]
+    digests: dict[str, tuple[int, str]] = field(default_factory=dict)  # file -> bytes, SHA-256
 
     def __call__(
         self, *, root: str | Path, validation: int | None = None, download: bool = False
@@ -169,21 +185,49 @@ class _Torchvision:
                 f"{self.name} is not in {folder}: expected {', '.join(missing)}; set data.root=DIR"
                 " to the folder that holds them, or get them with data.download=true"
             )
-        train = self._read(dataset, folder, train=True, download=download)
-        test = self._read(dataset, folder, train=False, download=False)
+        if missing:
+            self._download(dataset, folder)
+        self._check(folder)
+        train = self._read(dataset, folder, train=True)
+        test = self._read(dataset, folder, train=False)
         held_out = 1000 if validation is None else validation
         return _splits(self.name, train, test=test, validation=held_out)
 
-    def _read(self, dataset: Callable[..., Any], folder: Path, *, train: bool, download: bool) -> Tensor:
+    def _download(self, dataset: Callable[..., Any], folder: Path) -> None:
+        """All files or none; torchvision compares what it gets with the checksums that it knows."""
+        try:
+            fetch(folder, self.files, lambda part: dataset(str(part), train=True, download=True))
+        except Exception as error:  # OSError, RuntimeError for a wrong checksum, URLError
+            failure = f"{type(error).__name__}: {error}".strip()
+            raise DataError(
+                f"{self.name} could not be downloaded to {folder} ({failure}); nothing was left behind."
+                " A download needs the network and a folder that can be written; or set data.root=DIR to a"
+                " folder that holds the data"
+            ) from error
+
+    def _check(self, folder: Path) -> None:
+        """A file of the size of the original is the original, or damaged (DataError)."""
+        for file, (size, digest) in self.digests.items():
+            path = folder / file
+            if path.stat().st_size != size:
+                continue
+            with path.open("rb") as handle:
+                found = hashlib.file_digest(handle, "sha256").hexdigest()
+            if found != digest:
+                raise DataError(
+                    f"{self.name}: {path} is damaged: its SHA-256 is {found[:12]}..., not {digest[:12]}...;"
+                    " delete it and get it again with data.download=true"
+                )
+
+    def _read(self, dataset: Callable[..., Any], folder: Path, *, train: bool) -> Tensor:
         """uint8 (P, C, H, W); every way in which torchvision fails becomes a DataError."""
         split = "training" if train else "test"
-        action = "downloaded or read" if download else "read"
         try:
-            stored = dataset(str(folder), train=train, download=download)
+            stored = dataset(str(folder), train=train, download=False)
         except Exception as error:  # OSError, ValueError, EOFError, UnpicklingError, AssertionError
             failure = f"{type(error).__name__}: {error}".strip()
             raise DataError(
-                f"{self.name}: the {split} images in {folder} could not be {action} ({failure});"
+                f"{self.name}: the {split} images in {folder} could not be read ({failure});"
                 " delete damaged files and get them again with data.download=true, which needs the"
                 " network and a folder that can be written, or set data.root=DIR"
             ) from error
@@ -219,12 +263,25 @@ def _idx(folder: str) -> tuple[str, ...]:
     return tuple(f"{folder}/raw/{kind}-ubyte" for kind in kinds)
 
 
+# torchvision knows the checksums of the compressed files, which are not kept
+_MNIST_DIGESTS = dict(
+    zip(
+        _idx("MNIST"),
+        (
+            (47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+            (60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+            (7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+            (10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+        ),
+        strict=True,
+    )
+)
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
 DATASETS: dict[str, Loader] = {
     "digits": digits,
     "synthetic": synthetic,
-    "mnist": _Torchvision("mnist", "MNIST", (1, 28, 28), _idx("MNIST")),
+    "mnist": _Torchvision("mnist", "MNIST", (1, 28, 28), _idx("MNIST"), _MNIST_DIGESTS),
     "fashion_mnist": _Torchvision("fashion_mnist", "FashionMNIST", (1, 28, 28), _idx("FashionMNIST")),
     "cifar10": _Torchvision(
         "cifar10", "CIFAR10", (3, 32, 32), tuple(f"cifar-10-batches-py/{f}" for f in _BATCHES)

@@ -2,34 +2,28 @@
 
     checkpoints/step-N/rows-A-B.safetensors    rows A to B - 1 of the couplings and of the optimiser's state
     checkpoints/step-N/common.safetensors      the training mean, the states of generators
-    checkpoints/step-N/manifest.json           schema, step, configuration, SHA-256 of every file
+    checkpoints/step-N/manifest.json           the rest: see `manifest`
 
 Every process writes its own rows, and any number of processes reads them. A checkpoint is written to a
-temporary folder, flushed to disk and renamed, so that what has its name is whole. The two newest are
-kept, and the best ones that they refer to.
+temporary folder, flushed to disk and renamed, so that what has its name is whole, and it is renamed again
+before it is removed. The two newest are kept, and the best ones that they refer to.
 """
 
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from attractor.lab import manifest, tensor_files
 from attractor.lab.distributed import Processes
-from attractor.lab.errors import CheckpointError, OutputError
+from attractor.lab.errors import CheckpointError
 
-SCHEMA = 2
 KEPT = 2
 _COMMON = "common.safetensors"
-_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,9 @@ class Checkpoint:
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     generators: dict[str, Tensor] = field(default_factory=dict)  # name -> state
     position: Position = field(default_factory=Position)
+    cursor: dict[str, int] = field(default_factory=dict)  # which batch is next: see `training.cursor`
+    data: str = ""  # fingerprint of the images
+    versions: dict[str, str] = field(default_factory=manifest.versions)
 
 
 def save(folder: Path, checkpoint: Checkpoint, processes: Processes | None = None) -> Path:
@@ -66,45 +63,59 @@ def save(folder: Path, checkpoint: Checkpoint, processes: Processes | None = Non
     All processes must call it, each with its rows. Raises OutputError, LostProcessError.
     """
     processes = processes or Processes()
-    target = folder / f"step-{checkpoint.step}"
     temporary = folder / f".step-{checkpoint.step}.writing"
+    try:
+        _write_all(temporary, checkpoint, processes)
+        if processes.first:
+            _publish(temporary, folder / f"step-{checkpoint.step}")
+            _prune(folder)
+    except BaseException:
+        if processes.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder / f"step-{checkpoint.step}"
+
+
+def _write_all(temporary: Path, checkpoint: Checkpoint, processes: Processes) -> None:
     if processes.first:
+        # not its parents: a run folder that was removed must not come back without its run
+        temporary.parent.mkdir(exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
     processes.gathered(None)  # the folder is there
     rows = checkpoint.rows
     part = f"rows-{rows.start}-{rows.stop}.safetensors"
     own = {"weights": checkpoint.weights, "optimiser": checkpoint.optimiser}
-    parts = {part: ([rows.start, rows.stop], _write(temporary / part, own))}
+    parts = {part: ([rows.start, rows.stop], tensor_files.write(temporary / part, own))}
     for others in processes.gathered(parts):  # and all rows are
         parts |= others
-    if processes.first:
-        common = {"encoding": {"mean": checkpoint.mean}, "generators": checkpoint.generators}
-        files = {name: digest for name, (_, digest) in parts.items()}
-        files[_COMMON] = _write(temporary / _COMMON, common)
-        manifest = {
-            "schema": SCHEMA,
-            "step": checkpoint.step,
-            "rows": {name: bounds for name, (bounds, _) in parts.items()},
-            "sha256": files,
-            "validation": checkpoint.validation,
-            "position": asdict(checkpoint.position),
-            "torch": torch.__version__,
-            "config": checkpoint.config,
-        }
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        _flush(temporary / _MANIFEST)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        _flush(folder)
-        _prune(folder)
-    return target
+    if not processes.first:
+        return
+    common = {"encoding": {"mean": checkpoint.mean}, "generators": checkpoint.generators}
+    files = {name: digest for name, (_, digest) in parts.items()}
+    files[_COMMON] = tensor_files.write(temporary / _COMMON, common)
+    values = {
+        "schema": manifest.SCHEMA,
+        "step": checkpoint.step,
+        "cursor": checkpoint.cursor,
+        "rows": {name: bounds for name, (bounds, _) in parts.items()},
+        "sha256": files,
+        "optimiser": sorted(checkpoint.optimiser),
+        "generators": sorted(checkpoint.generators),
+        "validation": checkpoint.validation,
+        "position": asdict(checkpoint.position),
+        "data": checkpoint.data,
+        "versions": checkpoint.versions,
+        "config": checkpoint.config,
+        "config_sha256": manifest.hash_of(checkpoint.config),
+    }
+    manifest.write(temporary, values)
+    tensor_files.flush(temporary)
 
 
 def found(folder: Path) -> list[int]:
     """The steps of the checkpoints below `folder`, oldest first."""
-    names = (entry.name.removeprefix("step-") for entry in folder.glob("step-*"))
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(step for entry in folder.glob("step-*") if (step := manifest.step_of(entry)) is not None)
 
 
 def load(folder: Path, *, step: int | None = None, rows: range | None = None) -> Checkpoint:
@@ -112,33 +123,74 @@ def load(folder: Path, *, step: int | None = None, rows: range | None = None) ->
 
     Raises CheckpointError, naming the file, for one that is missing or damaged.
     """
-    steps = found(folder)
-    if not steps or (step is not None and step not in steps):
-        wanted = "a checkpoint" if step is None else f"step-{step}"
-        there = ", ".join(f"step-{s}" for s in steps) or "none"
-        raise CheckpointError(f"{folder.absolute()} does not hold {wanted}; there: {there}")
-    path = folder / f"step-{steps[-1] if step is None else step}"
+    path = _path(folder, step)
+    values = manifest.read(path)
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        if manifest["schema"] != SCHEMA:
-            raise CheckpointError(f"{path} has schema {manifest['schema']}, this code reads {SCHEMA}")
-        parts = {name: range(*bounds) for name, bounds in manifest["rows"].items()}
-        common = _read(path / _COMMON, manifest)
+        parts = {name: range(*bounds) for name, bounds in values["rows"].items()}
+        common = tensor_files.read(path / _COMMON, values["sha256"])
         rows = range(max(part.stop for part in parts.values())) if rows is None else rows
-        own = _rows(path, manifest, parts, rows)
+        own = _rows(path, values, parts, rows)
         return Checkpoint(
-            step=manifest["step"],
+            step=values["step"],
             rows=rows,
             weights=own.get("weights", {}),
             mean=common["encoding"]["mean"],
-            config=manifest["config"],
-            validation=manifest["validation"],
+            config=values["config"],
+            validation=values["validation"],
             optimiser=own.get("optimiser", {}),
             generators=common.get("generators", {}),
-            position=Position(**manifest["position"]),
+            position=Position(**values["position"]),
+            cursor=values["cursor"],
+            data=values["data"],
+            versions=values["versions"],
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def verify(folder: Path, step: int) -> None:
+    """Read every file of the checkpoint of `step`, and of the best one that it refers to.
+
+    Raises CheckpointError, naming the file, for one that is missing or damaged.
+    """
+    path = _path(folder, step)
+    values = manifest.read(path)
+    for name in values["sha256"]:
+        tensor_files.check(path / name, values["sha256"])
+    best = values["position"]["best_step"]
+    if best not in (0, step):
+        verify(folder, best)
+
+
+def newest_whole(folder: Path) -> tuple[int, list[str]]:
+    """The step of the newest checkpoint that is whole, and what is wrong with each newer one.
+
+    Every process that asks reads all files, so all of them get the same answer. Raises CheckpointError with
+    all reasons if there is none.
+    """
+    reasons: list[str] = []
+    for step in reversed(found(folder)):
+        try:
+            verify(folder, step)
+        except CheckpointError as error:
+            reasons.append(str(error))
+        else:
+            return step, reasons
+    if not reasons:
+        _path(folder, None)
+    raise CheckpointError(f"{folder} holds no whole checkpoint: {'; '.join(reasons)}")
+
+
+def set_aside(folder: Path, *, after: int) -> list[Path]:
+    """Move the checkpoints of steps after `after` to set-aside/: training goes on from before them."""
+    moved = []
+    for step in found(folder):
+        if step > after:
+            target = folder / "set-aside" / f"step-{step}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            moved.append((folder / target.name).rename(target))
+    return moved
 
 
 def fill(weights: dict[str, Tensor], checkpoint: Checkpoint, where: Path) -> None:
@@ -152,7 +204,7 @@ def fill(weights: dict[str, Tensor], checkpoint: Checkpoint, where: Path) -> Non
 
 
 def _rows(
-    path: Path, manifest: dict[str, Any], parts: dict[str, range], rows: range
+    path: Path, values: dict[str, Any], parts: dict[str, range], rows: range
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors of `rows`, from the files that hold some of them."""
     pieces: dict[str, dict[str, list[Tensor]]] = {}
@@ -163,7 +215,7 @@ def _rows(
         if part.start > reached:
             break
         here = slice(reached - part.start, min(rows.stop, part.stop) - part.start)
-        for group, tensors in _read(path / name, manifest).items():
+        for group, tensors in tensor_files.read(path / name, values["sha256"]).items():
             for key, tensor in tensors.items():
                 if len(tensor) != len(part):
                     raise CheckpointError(f"{path / name}: {key} has {len(tensor)} rows, not {part}")
@@ -177,34 +229,21 @@ def _rows(
     }
 
 
-def _write(path: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Write tensors as group/name, flushed to disk; their SHA-256."""
-    tensors = {
-        f"{group}/{name}": tensor.contiguous()
-        for group, members in groups.items()
-        for name, tensor in members.items()
-    }
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OutputError(f"{path.parent} cannot be written: {error}") from error
-    _flush(path)
-    return _digest(path)
+def _path(folder: Path, step: int | None) -> Path:
+    steps = found(folder)
+    if not steps or (step is not None and step not in steps):
+        wanted = "a checkpoint" if step is None else f"step-{step}"
+        there = ", ".join(f"step-{s}" for s in steps) or "none"
+        raise CheckpointError(f"{folder.absolute()} does not hold {wanted}; there: {there}")
+    return folder / f"step-{steps[-1] if step is None else step}"
 
 
-def _read(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The inverse of `_write`; refuses a file that is not the one in the manifest."""
-    digest, expected = _digest(path), manifest["sha256"][path.name]
-    if digest != expected:
-        raise CheckpointError(
-            f"{path} is damaged: its SHA-256 is {digest[:12]}..., the manifest says {expected[:12]}...; "
-            f"remove {path.parent} to fall back on an older checkpoint"
-        )
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(path).items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    return groups
+def _publish(temporary: Path, target: Path) -> None:
+    """Give the whole checkpoint its name; an older one of that name goes."""
+    if target.exists():
+        _remove(target)
+    temporary.rename(target)
+    tensor_files.flush(target.parent)
 
 
 def _prune(folder: Path) -> None:
@@ -212,25 +251,23 @@ def _prune(folder: Path) -> None:
     newest = steps[-KEPT:]
     kept = {*newest, *(_best_step(folder / f"step-{step}") for step in newest)}
     for step in set(steps) - kept:
-        shutil.rmtree(folder / f"step-{step}")
+        _remove(folder / f"step-{step}")
+    for pattern in (".step-*.writing", ".step-*.removing"):  # what a killed run has left
+        for left in folder.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Half of a checkpoint must not have its name, so it loses that first."""
+    going = path.with_name(f".{path.name}.removing")
+    shutil.rmtree(going, ignore_errors=True)
+    path.rename(going)
+    shutil.rmtree(going)
 
 
 def _best_step(path: Path) -> int | None:
     try:
-        best: int = json.loads((path / _MANIFEST).read_text())["position"]["best_step"]
-    except (OSError, KeyError, TypeError, ValueError):  # damaged since: it will not be gone on from
+        best: int = manifest.read(path)["position"]["best_step"]
+    except CheckpointError:  # damaged since: it will not be gone on from
         return None
     return best
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -133,6 +133,7 @@ class TrainConfig:
     validation_images: int = 100
     validation_steps: int = 3  # iterations that every candidate gets
     patience: int | None = None  # validations without improvement before training ends; null: never
+    stop_after: int | None = None  # the run pauses after this step, to be gone on with; null: it does not
 
 
 @dataclass
@@ -183,7 +184,7 @@ class Config:
     backend: Backend = Backend.auto  # how the sums over sources are computed
     threads: int = 1  # of torch, in each process; more rarely pay on a busy machine
     figures: bool = True
-    resume: str | None = None  # a run folder whose run goes on from its newest checkpoint
+    resume: str | None = None  # a run folder whose run goes on from its newest checkpoint, or one of these
     folder: str = MISSING  # the run folder; in a multirun Hydra's own
 
 

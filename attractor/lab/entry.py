@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from attractor.lab.config import typed
 from attractor.lab.distributed import Processes, after_the_first, joined, launched
-from attractor.lab.errors import EXIT_CODES, ConfigError, Terminated, exit_code
+from attractor.lab.errors import EXIT_CODES, ConfigError, Paused, Terminated, exit_code
 from attractor.lab.folder import RunFolder, SilentFolder
-from attractor.lab.resuming import continued
+from attractor.lab.resuming import continued, named
+from attractor.lab.signals import heeded
 from attractor.physics.ranks import LostProcessError
 
 log = logging.getLogger("attractor")
@@ -30,8 +32,14 @@ def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float 
 
     A known error ends the process with one line and its exit code (DESIGN.md section 5); in a multirun it
     is left to Hydra, so that the other jobs go on. Anything else keeps its traceback. Of several processes
-    the first one speaks, the others only where it has not ended them.
+    the first one speaks, the others only where it has not ended them. It alone heeds signals: the others
+    may wait in the middle of an operation, where no handler would run.
     """
+    with heeded() if launched()[0] == 0 else nullcontext():
+        return _launch(raw, check=check, job=job)
+
+
+def _launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float | None:
     logging.getLogger().setLevel(logging.WARNING)  # libraries that draw or compress talk much at INFO
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     rank, count = launched()
@@ -39,9 +47,10 @@ def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float 
     try:
         if multirun and count > 1:
             raise ConfigError("a multirun has one process; start torchrun for each of its jobs instead")
-        resumed = raw.get("resume") is not None
+        resumed, step = raw.get("resume") is not None, None
         if resumed:
             config, path = continued(raw, HydraConfig.get().overrides.task)
+            step = named(raw.resume)[1]
         else:
             config = typed(raw)
             path = Path(HydraConfig.get().runtime.output_dir if multirun else config.folder)
@@ -50,10 +59,14 @@ def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float 
             path = processes.of_first(path)
             OmegaConf.update(raw, "folder", str(path))  # in a multirun it is Hydra's
             kind = RunFolder if processes.first else SilentFolder
-            folder = kind(path, OmegaConf.to_yaml(raw, resolve=True), resumed=resumed)
+            folder = kind(path, OmegaConf.to_yaml(raw, resolve=True), resumed=resumed, step=step)
             check(config)
             torch.set_num_threads(config.threads)
             return job(config, folder, processes)
+    except Paused as pause:
+        if rank == 0:
+            print(pause)
+        return None
     except tuple(EXIT_CODES) as error:
         text = str(error) or type(error).__name__
         if rank == 0:

@@ -24,6 +24,10 @@ class Terminated(BaseException):
     """SIGTERM was received."""
 
 
+class Paused(Exception):
+    """Training has come to the step that it was asked to stop after; the run can go on from there."""
+
+
 EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
     NonFiniteError: 3,
@@ -31,6 +35,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     OutputError: 5,
     DataError: 6,
     LostProcessError: 1,
+    Paused: 0,
     KeyboardInterrupt: 130,
     Terminated: 143,
 }

@@ -4,20 +4,20 @@ config.yaml  status.json  metrics.jsonl  train.log  results.json  checkpoints/  
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
-import signal
+import platform
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
-from attractor.lab.errors import OutputError, Terminated, exit_code
+from attractor.lab.errors import OutputError, Paused, Terminated, exit_code
+from attractor.lab.signals import Signals, heeded
+from attractor.lab.status import holder, lock, occupied, read_status
 
 log = logging.getLogger("attractor")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
@@ -27,17 +27,23 @@ class RunFolder:
     """A folder that holds exactly one run. Nothing is written before `job` is entered.
 
     Raises OutputError if it already holds a run, or has `=` or `,` in its name, which Hydra cannot be given
-    back on the command line. With `resumed` it must hold one, which goes on.
+    back on the command line. With `resumed` it must hold one, which goes on, from its newest checkpoint or
+    from that of `step`. signals: what the process was sent; heeded in `job`.
     """
 
     silent = False
 
-    def __init__(self, path: Path, config_yaml: str, *, resumed: bool = False) -> None:
+    def __init__(
+        self, path: Path, config_yaml: str, *, resumed: bool = False, step: int | None = None
+    ) -> None:
         self.path = path.absolute()
         self.resumed = resumed
+        self.step = step
+        self.signals = Signals()
         self._config_yaml = config_yaml
         self._begin = time.time()
         self._handlers: list[logging.Handler] = []
+        self._before = read_status(self.path) if resumed else {}
         if not resumed:
             self._check_free()
 
@@ -50,10 +56,14 @@ class RunFolder:
             self._refuse()
 
     def _refuse(self) -> NoReturn:
-        run = (self.path / "status.json").exists()
+        found = "files"
+        if (self.path / "status.json").exists():
+            status = read_status(self.path)
+            found = f"a run, going on in {holder(status)}" if occupied(self.path) else "a run"
         raise OutputError(
-            f"{self.path} already holds {'a run' if run else 'files'}; nothing was changed. Choose another "
-            "folder with folder=DIR (hydra.sweep.dir=DIR in a multirun), or remove it"
+            f"{self.path} already holds {found}; nothing was changed. Choose another folder with "
+            "folder=DIR (hydra.sweep.dir=DIR in a multirun), go on with an unfinished run by resume=DIR, "
+            "or remove it"
         )
 
     def _create(self) -> None:
@@ -64,7 +74,7 @@ class RunFolder:
         try:
             # exclusive creation: of two jobs that race for a folder, one is refused
             with (self.path / "status.json").open("x") as handle:
-                json.dump({"status": "running"}, handle)
+                json.dump(self._status("running"), handle)
             (self.path / "config.yaml").write_text(self._config_yaml)
         except FileExistsError:
             self._refuse()
@@ -81,6 +91,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a whole file or none: to a temporary name, flushed, renamed."""
+        if self._removed():
+            raise OutputError(f"{self.path} was removed while the run was going on")
         temporary = self.path / f".{name}.writing"
         with temporary.open("w") as handle:
             json.dump(value, handle, indent=2)
@@ -91,8 +103,14 @@ class RunFolder:
 
     def status(self, status: str, **more: Any) -> None:
         """running, done, failed or killed, with what else is known."""
-        times = {"begin": self._begin, "end": time.time(), "pid": os.getpid()}
-        self.write_json("status.json", {"status": status} | times | more)
+        self.write_json("status.json", self._status(status, **more))
+
+    def _status(self, status: str, **more: Any) -> dict[str, Any]:
+        times = {"begin": self._begin, "end": time.time()}
+        return {"status": status} | times | {"pid": os.getpid(), "host": platform.node()} | more
+
+    def _removed(self) -> bool:
+        return not (self.path / "status.json").exists()
 
     def metrics(self, *, done: int = 0) -> "MetricsFile":
         """metrics.jsonl, with what it holds of the first `done` steps."""
@@ -109,11 +127,21 @@ class RunFolder:
     def job(self) -> Iterator[None]:
         """Make the folder and run the body; leave its traceback in train.log, its end in status.json.
 
-        SIGTERM raises Terminated in the body, SIGINT KeyboardInterrupt. A full disk becomes OutputError.
+        SIGTERM raises Terminated in the body, SIGINT KeyboardInterrupt, as `signals` says. A full disk
+        becomes OutputError, and so does a folder that is removed.
         """
         if not self.resumed:
             self._create()
-        handler = logging.FileHandler(self.path / "train.log")
+        with heeded() as self.signals, self._log() as handler:
+            yield from self._body(handler)
+
+    @contextmanager
+    def _log(self) -> Iterator[logging.FileHandler]:
+        """train.log, locked; it has what the program logs."""
+        try:
+            handler = _LogFile(self.path / "train.log")
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error}") from error
         try:
             self._lock(handler)
         except OutputError:
@@ -122,7 +150,15 @@ class RunFolder:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
         self._handlers = [handler]
-        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            yield handler
+        finally:
+            logging.getLogger().removeHandler(handler)
+            self._handlers = []
+            with suppress(OSError):  # what it could not write, it cannot write now
+                handler.close()
+
+    def _body(self, handler: logging.Handler) -> Iterator[None]:
         try:
             self.status("running")
             yield
@@ -131,8 +167,8 @@ class RunFolder:
             failure = self._failure(error)
             trace = "".join(traceback.format_exception(error))
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, trace, (), None))
-            killed = isinstance(error, KeyboardInterrupt | Terminated)
-            with suppress(OSError):  # a full disk must not hide what went wrong first
+            killed = isinstance(error, KeyboardInterrupt | Terminated | Paused)
+            with suppress(OSError, OutputError):  # a full disk must not hide what went wrong first
                 self.status(
                     "killed" if killed else "failed",
                     error=f"{type(failure).__name__}: {failure}",
@@ -141,32 +177,33 @@ class RunFolder:
             if failure is not error:
                 raise failure from error
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            logging.getLogger().removeHandler(handler)
-            self._handlers = []
-            handler.close()
 
     def _lock(self, handler: logging.FileHandler) -> None:
         """One process at a time has a run; the lock on train.log ends with the process that holds it."""
         try:
             assert handler.stream is not None  # it is open
-            fcntl.flock(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"{self.path}: the run is still going on in another process") from error
+            held = lock(handler.stream)
         except OSError:
             log.warning("%s is on a file system without locks", self.path)
+            held = not (self.resumed and occupied(self.path))
+        if not held:
+            raise OutputError(f"{self.path}: the run is still going on in {holder(read_status(self.path))}")
+        if self.resumed and read_status(self.path) != self._before:
+            raise OutputError(f"{self.path}: another process has gone on with the run in the meantime")
 
     def _failure(self, error: BaseException) -> BaseException:
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            return OutputError(f"{self.path} cannot be written: {error}")
+        if isinstance(error, OSError):
+            if self._removed():
+                return OutputError(f"{self.path} was removed while the run was going on ({error})")
+            if error.errno in _DISK_ERRORS:
+                return OutputError(f"{self.path} cannot be written: {error}")
         return error
 
 
 class SilentFolder(RunFolder):
     """The same folder to the processes that do not keep it: they write checkpoints there, and say nothing.
 
-    SIGTERM ends them at once, even where they wait for another process.
+    SIGTERM ends them at once, even where they wait for another process: they heed no signals.
     """
 
     silent = True
@@ -209,11 +246,20 @@ class MetricsFile:
             temporary = path.with_name(f".{path.name}.writing")
             temporary.write_text("".join(kept))
             temporary.rename(path)
+        self._path = path
         self._handle = path.open("a")
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
+        """Raises OutputError if the file was removed: nobody would ever read the line."""
         self._handle.write(json.dumps({"step": step, "time": time.time()} | values) + "\n")
         self._handle.flush()
+        if not os.fstat(self._handle.fileno()).st_nlink:
+            raise OutputError(f"{self._path} was removed while the run was going on")
+
+    def flush_to_disk(self) -> None:
+        """A checkpoint must not outlive the lines of its steps."""
+        if self._path != Path(os.devnull):
+            os.fsync(self._handle.fileno())
 
     def __enter__(self) -> "MetricsFile":
         return self
@@ -222,5 +268,8 @@ class MetricsFile:
         self._handle.close()
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated("SIGTERM")
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written does not add its own traceback to the error that it was to hold."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing."""

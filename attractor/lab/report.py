@@ -168,6 +168,11 @@ def closing(folder: Path, *, figures: bool, sync: str | None, seconds: float | N
     return "\n".join(lines)
 
 
+def going_on(folder: Path) -> str:
+    """What goes on with a run that was interrupted."""
+    return f"go on with: uv run train.py resume={relative(folder)}"
+
+
 def short_names(folders: list[Path]) -> list[str]:
     """The shortest endings of the paths that tell the runs apart."""
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):

@@ -4,8 +4,8 @@ A resumed run ends where it would have ended: what a step draws depends on the s
 (see `training`), and a checkpoint holds whatever else a step depends on.
 """
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from attractor.lab import checkpoints
+from attractor.images import ImageSplits
+from attractor.lab import checkpoints, manifest
 from attractor.lab.checkpoints import Checkpoint, Position
 from attractor.lab.config import Config
-from attractor.lab.errors import ConfigError
+from attractor.lab.errors import CheckpointError, ConfigError, OutputError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.runs import config_from
-from attractor.lab.training import EarlyStopping
+from attractor.lab.status import holder, occupied, read_status
+from attractor.lab.training import EarlyStopping, cursor
 from attractor.physics import IterativeRule, OneShotRule
 
 # What may change on the way: where and how the run is computed and shown, not what it computes
-_FREE = ("data.root", "data.download", "device", "backend", "threads", "figures", "wandb")
+_FREE = (
+    "data.root",
+    "data.download",
+    "device",
+    "backend",
+    "threads",
+    "figures",
+    "wandb",
+    "train.stop_after",
+)
 _ROWS = "rows"  # the generator of a rule that draws rows
 
 
@@ -32,16 +43,23 @@ def continued(raw: DictConfig, overrides: Sequence[str]) -> tuple[Config, Path]:
     """The configuration and the folder of the run that `raw.resume` names.
 
     raw: what was composed; overrides: what of it was given on the command line. Raises ConfigError for a
-    folder that holds no unfinished run, and for overrides that would make it another run.
+    folder that holds no unfinished run, and for overrides that would make it another run; OutputError for a
+    run that another process has.
     """
-    path = Path(raw.resume)
+    path, _ = named(raw.resume)
+    status = read_status(path)
     try:
-        status = json.loads((path / "status.json").read_text())["status"]
         saved = OmegaConf.load(path / "config.yaml")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"resume={path}: there is no run in this folder ({error})") from error
-    if status == "done":
+    if "status" not in status:
+        raise ConfigError(f"resume={path}: there is no run in this folder (no status.json)")
+    if status["status"] == "done":
         raise ConfigError(f"resume={path}: this run is done; there is nothing to go on with")
+    if occupied(path):
+        raise OutputError(f"resume={path}: the run is still going on in {holder(status)}")
+    # a limit is that of one start: kept, the run would never get beyond it
+    OmegaConf.update(saved, "train.stop_after", None, force_add=True)
     given, before = _leaves(raw), _leaves(saved)
     changed: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -59,12 +77,23 @@ def continued(raw: DictConfig, overrides: Sequence[str]) -> tuple[Config, Path]:
         values = ", ".join(f"{n} ({before.get(n)}, now {given[n]})" for n in dict.fromkeys(changed))
         why = ""
         if "train.steps" in changed:
-            why = "; the rate falls to 0 at the last step, so with more steps all of them differ"
+            why = (
+                "; the rate falls to 0 at the last step, so with another number all of them differ. "
+                "train.stop_after=N ends this start after step N"
+            )
         raise ConfigError(f"resume={path} goes on as it began, and cannot change {values}{why}")
     OmegaConf.update(saved, "resume", None, force_add=True)
     settings = OmegaConf.to_container(saved, resolve=True)
     assert isinstance(settings, dict)
     return config_from({str(name): value for name, value in settings.items()}), path
+
+
+def named(resume: str) -> tuple[Path, int | None]:
+    """The run folder, and the step if it is RUN_DIR/checkpoints/step-N and not RUN_DIR that is named."""
+    path = Path(resume)
+    if path.parent.name == "checkpoints" and (step := manifest.step_of(path)) is not None:
+        return path.parent.parent, step
+    return path, None
 
 
 def snapshot(
@@ -77,6 +106,7 @@ def snapshot(
     train_seconds: float,
     mean: Tensor,
     settings: dict[str, Any],
+    splits: ImageSplits,
 ) -> Checkpoint:
     """Everything that the steps after `step` depend on, of the rows of this process."""
     couplings = network.energy.couplings
@@ -96,7 +126,17 @@ def snapshot(
         optimiser=optimiser,
         generators=generators,
         position=Position(stopping.best_step, stopping.best_score, stopping.failures, train_seconds),
+        cursor=_cursor(step, rule, settings, splits),
+        data=splits.fingerprint,
     )
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on, and what the person who resumed it should know about that."""
+
+    checkpoint: Checkpoint
+    warnings: list[str]
 
 
 def restore(
@@ -105,22 +145,38 @@ def restore(
     rule: IterativeRule | OneShotRule,
     stopping: EarlyStopping,
     *,
-    mean: Tensor,
-) -> Checkpoint:
-    """Put everything in its place from the newest checkpoint below `folder`, which is returned.
+    settings: dict[str, Any],
+    splits: ImageSplits,
+    step: int | None = None,
+) -> Start:
+    """Put everything in its place, from the newest whole checkpoint below `folder` or from that of `step`.
 
-    Raises CheckpointError, and ConfigError if `mean` is not that of the images it was trained on.
+    Nothing is written. Raises CheckpointError if there is none, or if that of `step` is not whole, and
+    ConfigError if `splits` are not the images it was trained on.
     """
     couplings = network.energy.couplings
-    checkpoint = checkpoints.load(folder, rows=couplings.rows)
-    if checkpoint.mean.shape != mean.shape or not torch.allclose(checkpoint.mean, mean, atol=1e-6):
-        raise ConfigError("these are not the images that the run was trained on; check data.root")
+    if step is None:
+        step, damaged = checkpoints.newest_whole(folder)
+    else:
+        checkpoints.verify(folder, step)
+        damaged = []
+    checkpoint = checkpoints.load(folder, step=step, rows=couplings.rows)
+    if checkpoint.data != splits.fingerprint:
+        raise ConfigError(
+            "these are not the images that the run was trained on: the SHA-256 of "
+            f"{splits.name} is {splits.fingerprint[:12]}..., that of the run's images "
+            f"{checkpoint.data[:12]}...; check data.root"
+        )
+    if checkpoint.cursor != (expected := _cursor(step, rule, settings, splits)):
+        raise CheckpointError(
+            f"{folder}: step {step} is followed by batch {checkpoint.cursor}, not {expected}"
+        )
     checkpoints.fill(couplings.weights, checkpoint, folder)
     if isinstance(rule, IterativeRule):
         for name, value in checkpoint.optimiser.items():
-            if value.is_floating_point():  # laid out like its weight; counters are kept on the CPU
-                value = torch.empty_like(couplings.weights[name.rpartition(".")[0]]).copy_(value)
-            rule.optimiser.state[name] = value
+            weight = couplings.weights[name.rpartition(".")[0]]
+            # counters, which are no floating-point numbers, are kept on the CPU
+            rule.optimiser.state[name] = _laid_out(value, weight) if value.is_floating_point() else value
         if rule.generator is not None and _ROWS in checkpoint.generators:
             rule.generator.set_state(checkpoint.generators[_ROWS])
     position = checkpoint.position
@@ -128,8 +184,39 @@ def restore(
     stopping.failures = position.failures
     if position.best_step:
         best = checkpoints.load(folder, step=position.best_step, rows=couplings.rows)
-        stopping.best_weights = {name: value.to(network.device) for name, value in best.weights.items()}
-    return checkpoint
+        stopping.best_weights = {
+            name: _laid_out(value, couplings.weights[name]) for name, value in best.weights.items()
+        }
+    warnings = [f"{reason}; going on from step-{step}, the newest that is whole" for reason in damaged]
+    was, now = checkpoint.versions, manifest.versions()
+    if changed := [
+        f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]
+    ]:
+        warnings.append(f"other versions may change last bits: {'; '.join(changed)}")
+    return Start(checkpoint, warnings)
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """`value` on the device and in the memory layout of `like`: another one may change last bits."""
+    return torch.empty_like(like).copy_(value)
+
+
+def _cursor(
+    step: int, rule: IterativeRule | OneShotRule, settings: dict[str, Any], splits: ImageSplits
+) -> dict[str, int]:
+    """Which batch follows `step`; a one-shot rule has none."""
+    if isinstance(rule, OneShotRule):
+        return {}
+    return cursor(step, images=len(splits.train), batch_size=settings["train"]["batch_size"])
+
+
+def refuse_pause(config: Config, done: int) -> None:
+    """Refuse a train.stop_after that is behind (ConfigError)."""
+    limit = config.train.stop_after
+    if limit is not None and limit <= done:
+        raise ConfigError(
+            f"train.stop_after is {limit}, but the run has done {done} steps; give more, or null"
+        )
 
 
 def _free(name: str) -> bool:

@@ -79,10 +79,18 @@ def _solve(network: AttractorNetwork, rule: OneShotRule, images: Tensor) -> None
     couplings.to(device)
 
 
+def cursor(done: int, *, images: int, batch_size: int) -> dict[str, int]:
+    """The place of the batch after the first `done`: epoch, number in it, batches in an epoch."""
+    batches = images // min(batch_size, images)
+    epoch, batch = divmod(done, batches)
+    return {"epoch": epoch, "batch": batch, "batches": batches}
+
+
 def _batches(images: Tensor, batch_size: int, seed: int, done: int) -> Iterator[Tensor]:
     """The batches of the steps after the first `done`, without end."""
     size = min(batch_size, len(images))
-    epoch, first = divmod(done, len(images) // size)
+    place = cursor(done, images=len(images), batch_size=batch_size)
+    epoch, first = place["epoch"], place["batch"]
     while True:
         order = torch.randperm(len(images), generator=_generator(seed, "order", epoch))
         for batch in order.split(size)[first:]:

@@ -36,6 +36,7 @@ def validate(config: Config) -> None:
         ("train.validation_images", train.validation_images),
         ("train.validation_steps", train.validation_steps),
         ("train.patience", train.patience),
+        ("train.stop_after", train.stop_after),
         ("dynamics.screening_steps", dynamics.screening_steps),
         ("dynamics.finalists", dynamics.finalists),
         ("dynamics.validation_images", dynamics.validation_images),

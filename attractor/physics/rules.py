@@ -80,9 +80,7 @@ class IterativeRule(ABC):
         if not rows:
             return float("nan")
         objective = self._direction(energy, x, self._gradient, rows)
-        # it is NaN where the gradient is not finite, which need not be read for that
-        names = f"the {self.objective.replace('_', ' ')} or the gradient of the couplings"
-        refuse_non_finite(objective.T, names, rows=rows)
+        self._refuse_objective(objective, couplings, rows, parts)
         for name, weight in couplings.weights.items():
             for part in parts:
                 gradient = self._gradient[name][couplings.own(part)]
@@ -97,6 +95,22 @@ class IterativeRule(ABC):
                     refuse_non_finite(weight[couplings.own(part)], name, rows=part)
             self._constrain(couplings, part)
         return float(objective.mean())
+
+    def _refuse_objective(
+        self, objective: Tensor, couplings: Couplings, rows: Sequence[int], parts: Sequence[range]
+    ) -> None:
+        """Raise NonFiniteError if a value of `objective` (B, R) is not finite, naming what it came from.
+
+        It is NaN where the gradient is not finite, which need not be read for that.
+        """
+        if torch.isfinite(objective.sum()):
+            return
+        for name, weight in couplings.weights.items():
+            before = f"the {name} before the step and with them the gradient of the {name}"
+            for part in parts:
+                refuse_non_finite(weight[couplings.own(part)], before, rows=part)
+        names = f"the {self.objective.replace('_', ' ')} or the gradient of the couplings"
+        refuse_non_finite(objective.T, names, rows=rows)
 
     def _rows(self, couplings: Couplings) -> tuple[Sequence[int], list[range], list[int] | None]:
         """Rows of this step held here, ascending; as ranges; as places in the weights, None for all."""

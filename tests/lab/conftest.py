@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -130,6 +132,55 @@ def make_comparison(make_raw: Callable[..., DictConfig]) -> Callable[..., Compar
         return config
 
     return make
+
+
+class Commands:
+    """Starts runs of train.py, small, with faults in them: see faulty.py, whose server forks them."""
+
+    def __init__(self, outputs: Path) -> None:
+        self._outputs = outputs
+        self._files: dict[int, Path] = {}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("faulty.py")), "--serve"],
+            env=kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _ask(self, **request: Any) -> int:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        return int(self._server.stdout.readline())
+
+    def start(self, *overrides: str, **environment: str) -> int:
+        """The process id of a run; FAULT and what else it needs are in its environment."""
+        resuming = any(word.startswith("resume=") for word in overrides)
+        file = self._outputs / f"{len(self._files)}.txt"
+        argv = [*(() if resuming else TINY), *overrides]
+        pid = self._ask(argv=argv, cwd=str(ROOT), environment=environment, output=str(file))
+        self._files[pid] = file
+        return pid
+
+    def end(self, pid: int) -> tuple[int, str]:
+        """Its exit code, negative for a signal that killed it, and what it printed."""
+        code = self._ask(wait=pid)
+        return code, self._files[pid].read_text().replace("\r", "\n")
+
+    def run(self, *overrides: str, **environment: str) -> tuple[int, str]:
+        return self.end(self.start(*overrides, **environment))
+
+    def close(self) -> None:
+        self._server.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    started = Commands(tmp_path_factory.mktemp("commands"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

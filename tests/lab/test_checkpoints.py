@@ -16,6 +16,7 @@ from attractor.lab import checkpoints
 from attractor.lab.checkpoints import Checkpoint, Position
 from attractor.lab.distributed import Processes
 from attractor.lab.errors import CheckpointError
+from attractor.lab.manifest import sealed
 from attractor.physics import Ranks
 
 PART = "rows-0-3.safetensors"
@@ -134,7 +135,7 @@ def test_rows_that_no_file_holds_are_missed(tmp_path: Path) -> None:
     manifest = tmp_path / "step-5" / "manifest.json"
     values = json.loads(manifest.read_text())
     del values["rows"]["rows-0-4.safetensors"]
-    manifest.write_text(json.dumps(values))
+    manifest.write_text(json.dumps(sealed(values)))
     assert len(checkpoints.load(tmp_path, rows=range(4, 8)).weights["couplings"]) == 4
     with pytest.raises(CheckpointError, match="lacks row 0"):
         checkpoints.load(tmp_path)
@@ -243,7 +244,7 @@ def remove_manifest(path: Path) -> None:
         (garble_manifest, "cannot be read"),
         (empty_manifest, "cannot be read"),
         (not_an_object, "cannot be read"),
-        (other_schema, "schema 99, this code reads 2"),
+        (other_schema, "schema 99, this code reads 3"),
         (remove_weights, "cannot be read"),
         (remove_manifest, "cannot be read"),
     ],

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attractor.images import Denoise, Masked, pixel_mean, synthetic, to_pixels
-from attractor.lab import checkpoints
+from attractor.lab import tensor_files
 from attractor.lab.build import build_network, build_rule
 from attractor.lab.config import (
     Config,
@@ -100,7 +100,7 @@ def job(config: Config, folder: RunFolder, processes: Processes) -> float:
         path = Path(os.environ["MEASURED"]) / f"rank-{launched()[0]}.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in found.items()}, path)
     if os.environ.get("FAILS") == str(launched()[0]):
-        write, count = checkpoints._write, []
+        write, count = tensor_files.write, []
 
         def full(*given):
             count.append(1)
@@ -108,7 +108,7 @@ def job(config: Config, folder: RunFolder, processes: Processes) -> float:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return write(*given)
 
-        checkpoints._write = full
+        tensor_files.write = full
     return train(config, folder, processes)
 
 

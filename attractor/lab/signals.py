@@ -1,0 +1,84 @@
+"""SIGTERM and SIGINT: the first one ends a run in good order, a second one ends the process at once."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from attractor.lab.errors import Terminated
+
+# `uv run` and schedulers forward a signal that the whole group of processes has got: it comes twice.
+_SAME = 0.2  # seconds
+
+
+class Signals:
+    """What was received in the body of `heeded`.
+
+    The first signal raises Terminated (SIGTERM) or KeyboardInterrupt (SIGINT) where it arrives, or, between
+    `defer` and `heed`, at `heed`. A second one ends the process there and then, with exit code 128 + its
+    number: what is written under a temporary name and renamed is not harmed by that.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._when = 0.0
+        self._deferring = False
+
+    def defer(self) -> None:
+        """From now on the first signal only sets `received`, for the caller to come to an end."""
+        self._deferring = True
+
+    def heed(self) -> None:
+        """Raise what came in the meantime, and what comes from now on where it arrives."""
+        self._deferring = False
+        self._end()
+
+    def _end(self) -> None:
+        if self.received is signal.SIGINT:
+            raise KeyboardInterrupt("SIGINT")
+        if self.received is signal.SIGTERM:
+            raise Terminated("SIGTERM")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is not None:
+            if number != self.received or now - self._when > _SAME:
+                os._exit(128 + number)
+            return
+        self.received, self._when = signal.Signals(number), now
+        if not self._deferring:
+            self._end()
+            return
+        name = self.received.name  # print is not safe here: it may be what was interrupted
+        os.write(
+            2, f"\n{name}: the step is finished and saved; a second signal ends the run at once\n".encode()
+        )
+
+
+_current: list[Signals] = []  # a process has one disposition for each signal
+
+
+@contextmanager
+def heeded() -> Iterator[Signals]:
+    """In the body, and in all that it calls, signals are treated as `Signals` says; then as before.
+
+    Only the main thread of a process can ask for that; in another one nothing is received.
+    """
+    if _current or threading.current_thread() is not threading.main_thread():
+        yield _current[0] if _current else Signals()
+        return
+    signals = Signals()
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, signals._handle) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    _current.append(signals)
+    try:
+        yield signals
+    finally:
+        _current.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
