@@ -5,7 +5,7 @@ same images, and larger validation sets contain the smaller ones.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,11 @@ class ImageSplits:
                 raise DataError(f"{given}; every split needs at least one image")
             if images.shape[1:] != self.train.shape[1:]:
                 raise DataError(f"{given}, but the training images are {tuple(self.train.shape)}")
+
+    def fewer(self, count: int) -> "ImageSplits":
+        """With `count` training images: the first in a fixed random order, so larger sets hold smaller."""
+        order = torch.randperm(len(self.train), generator=_generator(_SPLIT_SEED))
+        return replace(self, train=self.train[order[:count].sort().values])
 
     @property
     def channels(self) -> int:

@@ -4,7 +4,9 @@ Everything is refused here that the objects themselves refuse, as a ConfigError,
 """
 
 import zlib
+from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 
 from torch import Generator, Tensor, cuda
 
@@ -38,6 +40,7 @@ from attractor.lab.config import (
     TaskName,
 )
 from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.locks import alone
 from attractor.lab.network import AttractorNetwork, Retrieval
 from attractor.physics import (
     SGD,
@@ -63,14 +66,25 @@ from attractor.physics import (
 
 
 def build_data(config: DataConfig) -> ImageSplits:
-    """The images, held in memory. Raises ConfigError or DataError."""
-    with configuring():
-        return load(
+    """The images, held in memory. Raises ConfigError or DataError.
+
+    Of the processes that may download the data set one does, and the others wait for it.
+    """
+    with configuring(), alone(Path(config.root)) if config.download else nullcontext():
+        splits = load(
             config.name,
             root=config.root,
             validation=config.validation,
             download=config.download,
         )
+    if config.train_images is None:
+        return splits
+    if config.train_images > len(splits.train):
+        raise ConfigError(
+            f"data.train_images is {config.train_images}, but {splits.name} has {len(splits.train)} "
+            "images to train on; use fewer, or null for all"
+        )
+    return splits.fewer(config.train_images)
 
 
 def build_network(

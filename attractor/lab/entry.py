@@ -16,6 +16,8 @@ from attractor.lab.distributed import Processes, after_the_first, joined, launch
 from attractor.lab.errors import EXIT_CODES, ConfigError, Terminated, exit_code
 from attractor.lab.folder import RunFolder, SilentFolder
 from attractor.lab.resuming import continued
+from attractor.lab.sweep import refuse_without_multirun
+from attractor.lab.sweep_job import run_job
 from attractor.physics.ranks import LostProcessError
 
 log = logging.getLogger("attractor")
@@ -26,17 +28,27 @@ _CAUSED = (LostProcessError, Terminated, KeyboardInterrupt)
 
 
 def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float | None:
+    """One job, or one of a sweep, in which its errors are its own: `run_job`."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN and "on_error" in raw and launched()[1] == 1:
+        path, folder = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+        return run_job(raw, path, folder, lambda: _launch(raw, check=check, job=job))
+    return _launch(raw, check=check, job=job)
+
+
+def _launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float | None:
     """Check the configuration and the run folder, do the job, which enters the folder when it is ready.
 
     A known error ends the process with one line and its exit code (DESIGN.md section 5); in a multirun it
-    is left to Hydra, so that the other jobs go on. Anything else keeps its traceback. Of several processes
-    the first one speaks, the others only where it has not ended them.
+    is left to the caller, so that the other jobs go on. Anything else keeps its traceback. Of several
+    processes the first one speaks, the others only where it has not ended them.
     """
     logging.getLogger().setLevel(logging.WARNING)  # libraries that draw or compress talk much at INFO
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     rank, count = launched()
-    folder: RunFolder | None = None
     try:
+        if not multirun:
+            refuse_without_multirun(HydraConfig.get())
         if multirun and count > 1:
             raise ConfigError("a multirun has one process; start torchrun for each of its jobs instead")
         resumed = raw.get("resume") is not None
@@ -55,15 +67,12 @@ def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float 
             torch.set_num_threads(config.threads)
             return job(config, folder, processes)
     except tuple(EXIT_CODES) as error:
+        if multirun and count == 1 and isinstance(error, Exception):
+            raise
         text = str(error) or type(error).__name__
         if rank == 0:
             print(f"error: {text}", file=sys.stderr)
         elif not isinstance(error, _CAUSED):
             after_the_first()
             print(f"error: rank {rank}: {text}", file=sys.stderr)
-        if multirun and count == 1 and isinstance(error, Exception):
-            if folder is not None and not (folder.path / "status.json").exists():
-                with folder.job():  # a job of a sweep says in its folder why it did not start
-                    raise
-            raise
         raise SystemExit(exit_code(error)) from error

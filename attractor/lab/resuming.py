@@ -18,13 +18,12 @@ from attractor.lab import checkpoints
 from attractor.lab.checkpoints import Checkpoint, Position
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
+from attractor.lab.fields import FREE, PLACE, leaves, within
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.runs import config_from
 from attractor.lab.training import EarlyStopping
 from attractor.physics import IterativeRule, OneShotRule
 
-# What may change on the way: where and how the run is computed and shown, not what it computes
-_FREE = ("data.root", "data.download", "device", "backend", "threads", "figures", "wandb")
 _ROWS = "rows"  # the generator of a rule that draws rows
 
 
@@ -42,19 +41,19 @@ def continued(raw: DictConfig, overrides: Sequence[str]) -> tuple[Config, Path]:
         raise ConfigError(f"resume={path}: there is no run in this folder ({error})") from error
     if status == "done":
         raise ConfigError(f"resume={path}: this run is done; there is nothing to go on with")
-    given, before = _leaves(raw), _leaves(saved)
+    given, before = leaves(raw), leaves(saved)
     changed: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if key == "resume":
             continue
-        if _free(key):
+        if within(key, FREE):
             OmegaConf.update(saved, key, OmegaConf.select(raw, key), force_add=True)
             continue
         # an experiment is no field, but may set any of them
-        within = [name for name in given if name == key or name.startswith(f"{key}.")]
-        within = within or [name for name in given if name not in ("folder", "resume")]
-        changed += [name for name in within if not _free(name) and given[name] != before.get(name)]
+        meant = [name for name in given if within(name, (key,))]
+        meant = meant or [name for name in given if name not in PLACE]
+        changed += [name for name in meant if not within(name, FREE) and given[name] != before.get(name)]
     if changed:
         values = ", ".join(f"{n} ({before.get(n)}, now {given[n]})" for n in dict.fromkeys(changed))
         why = ""
@@ -129,21 +128,3 @@ def restore(
         best = checkpoints.load(folder, step=position.best_step, rows=couplings.rows)
         stopping.best_weights = {name: value.to(network.device) for name, value in best.weights.items()}
     return checkpoint
-
-
-def _free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
-
-
-def _leaves(config: Any) -> dict[str, Any]:
-    """name.of.field -> plain value."""
-
-    def walk(values: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(values, dict):
-            return {prefix: values}
-        inner: dict[str, Any] = {}
-        for name, value in values.items():
-            inner |= walk(value, f"{prefix}.{name}" if prefix else str(name))
-        return inner
-
-    return walk(OmegaConf.to_container(config, resolve=True, enum_to_str=True), "")
