@@ -1,7 +1,7 @@
 """The jobs of a sweep, read from their folders: what each was asked, and what became of it."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,14 @@ class Job:
     def name(self) -> str:
         return self.path.name
 
-    def asked(self, fields: list[str]) -> str:
-        """The values of the swept fields, as one would type them."""
-        if not self.settings:
-            return " ".join(self.overrides)
-        return " ".join(f"{name}={shown(self.settings.get(name))}" for name in fields)
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        """Sorts jobs by their number."""
+        return not self.name.isdigit(), int(self.name) if self.name.isdigit() else 0, self.name
+
+    def asked(self, names: list[str]) -> str:
+        """The values of these fields, as one would type them."""
+        return " ".join(f"{name}={shown(self.settings.get(name))}" for name in names)
 
 
 def read(path: Path, overrides: tuple[str, ...] = ()) -> Job:
@@ -73,8 +76,10 @@ def of_sweep(sweep: Path) -> list[Job]:
     """Every job that has left something in the folder of a sweep, or was going to; by number."""
     planned = planned_in(sweep)
     there = [path.name for path in sweep.iterdir() if (path / "status.json").is_file()]
-    names = dict.fromkeys([*planned, *there])
-    return [read(sweep / name, planned.get(name, ())) for name in sorted(names, key=_number)]
+    found = [read(sweep / name, planned.get(name, ())) for name in dict.fromkeys([*planned, *there])]
+    known = [job for job in found if job.settings]
+    found = [job if job.settings else replace(job, settings=_assumed(job, known)) for job in found]
+    return sorted(found, key=lambda job: job.order)
 
 
 def planned_in(sweep: Path) -> dict[str, tuple[str, ...]]:
@@ -108,6 +113,18 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _assumed(job: Job, known: list[Job]) -> dict[str, Any]:
+    """What a job would have been asked: the settings of the one most like it, with its own overrides."""
+    given, values = set(job.overrides), {}
+    if known:
+        like = max(known, key=lambda other: len(given & set(other.overrides)))
+        given, values = given - set(like.overrides), dict(like.settings)
+    for name, value in leaves(OmegaConf.from_dotlist(sorted(given))).items():
+        # of another rule or model the fields are not known
+        values = {key: old for key, old in values.items() if not within(key, (name,))} | {name: value}
+    return values
+
+
 def _follows(name: str, varied: list[str], known: list[dict[str, Any]]) -> bool:
     for leader in _NAMES:
         if leader == name or leader not in varied or name.split(".")[0] != leader.split(".")[0]:
@@ -132,7 +149,3 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _number(name: str) -> tuple[bool, int, str]:
-    return not name.isdigit(), int(name) if name.isdigit() else 0, name
