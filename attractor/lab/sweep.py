@@ -83,7 +83,7 @@ class SweepCallback(Callback):
         except OutputError as error:
             end(str(error), exit_code(error))
 
-    def on_multirunend(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what became of the jobs; exit code 1 unless all of them are done."""
         sweep = Path(config.hydra.sweep.dir)
         planned = jobs.planned_in(sweep)

@@ -101,7 +101,7 @@ def _order(values: list[Any]) -> tuple[list[str], bool]:
 
 
 def _axis(values: list[Any]) -> tuple[dict[str, float], list[str] | bool]:
-    """Value -> place on the axis, and the labels of places 0, 1, ...; of numbers: is it logarithmic?"""
+    """Value -> place on the axis, and the labels of places 0, 1, ...; of numbers: logarithmic or not."""
     names, numbers = _order(values)
     if not numbers:
         return {name: float(index) for index, name in enumerate(names)}, names
