@@ -15,6 +15,8 @@ from attractor.lab.jobs import shown
 from attractor.lab.report import TASK_WORDS
 
 _LOGARITHMIC = 8  # an axis on which the largest value is so many times the smallest
+_NAMED = 8  # so many numbers at most are each named on their axis
+_MARKERS = "os^Dv<"
 
 
 def draw(table: Table) -> list[Path]:
@@ -35,33 +37,39 @@ def _against(table: Table, rows: list[Row], name: str) -> Figure:
     tasks = [task for task in TASK_WORDS if task in table.metrics]
     figure = Figure(figsize=(PAGE if len(tasks) > 1 else COLUMN, 2.6), layout="constrained")
     others = [field for field in table.fields if field != name]
-    lines: dict[str, list[Row]] = {}
+    lines: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        label = ", ".join(f"{field.split('.')[-1]} {shown(row.settings[field])}" for field in others)
-        lines.setdefault(label, []).append(row)
+        lines.setdefault(tuple(shown(row.settings[field]) for field in others), []).append(row)
     named = len(lines) <= len(MODEL_COLOURS)
-    place, ticks = _axis([row.settings[name] for row in rows])
+    axis = _Axis([row.settings[name] for row in rows])
+    ranks = [_order([row.settings[field] for row in rows])[0].index for field in others]
+    ordered = sorted(
+        lines, key=lambda values: [rank(value) for rank, value in zip(ranks, values, strict=True)]
+    )
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for index, (label, members) in enumerate(sorted(lines.items())):
+        for index, values in enumerate(ordered):
             points = sorted(
-                (place[shown(row.settings[name])], row.mean(task), row.deviation(task)) for row in members
+                (axis.places[shown(row.settings[name])], row.mean(task), row.deviation(task))
+                for row in lines[values]
             )
-            x, y, spread = (np.array(values) for values in zip(*points, strict=True))
+            x, y, spread = (np.array(column) for column in zip(*points, strict=True))
+            label = ", ".join(f"{field} {value}" for field, value in zip(others, values, strict=True))
             axes.errorbar(
                 x,
                 y,
                 yerr=np.nan_to_num(spread),
-                marker="o",
-                markersize=3,
+                marker=_MARKERS[index % len(_MARKERS)],
+                markersize=3.5,
                 capsize=2,
                 label=label if named and others else None,
                 color=MODEL_COLOURS[index] if named else "0.6",
             )
-        _label(axes, name, ticks)
+        axis.draw(axes)
+        axes.set_xlabel(name)
         axes.set_ylabel("validation error")
         axes.set_title(TASK_WORDS[task])
-        if named and others:
-            axes.legend(frameon=False)
+    if named and others:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
@@ -90,7 +98,7 @@ def _heat_map(table: Table, rows: list[Row]) -> Figure:
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     axes.spines[:].set_visible(False)
-    figure.colorbar(picture, label=metric if metric == "log_pl" else f"{metric}, validation error")
+    figure.colorbar(picture, label=metric if metric == "log_pl" else f"{metric}: validation error")
     return figure
 
 
@@ -100,18 +108,19 @@ def _order(values: list[Any]) -> tuple[list[str], bool]:
     return list(dict.fromkeys(map(shown, sorted(values, key=None if numbers else shown)))), numbers
 
 
-def _axis(values: list[Any]) -> tuple[dict[str, float], list[str] | bool]:
-    """Value -> place on the axis, and the labels of places 0, 1, ...; of numbers: logarithmic or not."""
-    names, numbers = _order(values)
-    if not numbers:
-        return {name: float(index) for index, name in enumerate(names)}, names
-    places = {shown(value): float(value) for value in values}
-    return places, min(places.values()) > 0 and max(places.values()) >= _LOGARITHMIC * min(places.values())
+class _Axis:
+    """Where the values of a field stand: numbers at their place, words side by side."""
 
+    def __init__(self, values: list[Any]) -> None:
+        self.names, self._numbers = _order(values)
+        self.places = {shown(value): float(value) for value in values} if self._numbers else {}
+        self.places = self.places or {name: float(index) for index, name in enumerate(self.names)}
 
-def _label(axes: Axes, name: str, ticks: list[str] | bool) -> None:
-    axes.set_xlabel(name)
-    if isinstance(ticks, list):
-        axes.set_xticks(range(len(ticks)), ticks)
-    elif ticks:
-        axes.set_xscale("log")
+    def draw(self, axes: Axes) -> None:
+        """Logarithmic where that is easier to see; few values are each named."""
+        least, most = min(self.places.values()), max(self.places.values())
+        if self._numbers and 0 < _LOGARITHMIC * least <= most:
+            axes.set_xscale("log")
+        if not self._numbers or len(self.places) <= _NAMED:
+            axes.set_xticks([self.places[name] for name in self.names], self.names)
+            axes.set_xticks([], minor=True)

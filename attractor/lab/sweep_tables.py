@@ -59,7 +59,9 @@ def printed(table: Table) -> str:
         )
     best = table.rows[0]
     if best.done:
-        overrides = [f"{name}={shown(value)}" for name, value in best.settings.items()]
+        # a field that this rule or model does not have is not to be typed
+        had = [name for name in table.fields if name in best.jobs[0].settings]
+        overrides = [f"{name}={shown(best.settings[name])}" for name in had]
         lines.append(f"best: {shlex.join(overrides) if overrides else 'there is one row'}")
         if best.done < len(best.jobs):
             lines.append(f"  of which {len(best.jobs) - best.done} of {len(best.jobs)} jobs are missing")
