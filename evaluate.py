@@ -41,7 +41,10 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
     enough_steps(runs, config.steps)
     first = runs[0]
     with processes.in_turn():
-        splits = build_data(replace(first.config.data, root=config.root or first.config.data.root))
+        data = replace(first.config.data, root=config.root or first.config.data.root)
+        if len({run.config.data.train_images for run in runs}) > 1:
+            data.train_images = None  # the references, which are the same for all runs, see all images
+        splits = build_data(data)
     names = report.short_names([run.folder for run in runs])
     tasks = build_tasks(first.config.task, patch=first.config.model.patch, side=splits.side)
     tracker = Tracker(

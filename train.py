@@ -2,7 +2,7 @@
 
 uv run train.py                                     embedded digits, under two minutes
 uv run train.py experiment=mnist data.root=DIR      any field of conf/ from the command line
-uv run train.py -m rule.learning_rate=0.01,0.03     Hydra multirun
+uv run train.py -m sweep=rates                      a sweep; any field of it from the command line too
 uv run train.py resume=DIR                          go on with an interrupted run
 uv run torchrun --standalone --nproc-per-node 2 train.py      processes that share the rows
 """
@@ -22,6 +22,7 @@ from attractor.lab.drawing import draw_run
 from attractor.lab.entry import launch
 from attractor.lab.errors import Paused
 from attractor.lab.folder import RunFolder
+from attractor.lab.objective import measured
 from attractor.lab.resuming import refuse_pause, restore, snapshot
 from attractor.lab.selection import choose
 from attractor.lab.tracking import Tracker
@@ -39,7 +40,7 @@ def main(raw: DictConfig) -> float | None:
 
 
 def train(config: Config, folder: RunFolder, processes: Processes | None = None) -> float:
-    """One run, from data to figures; returns its validation score, for sweepers.
+    """One run, from data to figures; returns `config.objective`, for sweepers.
 
     Several processes do the same on their own rows of the couplings; the first one alone has references,
     results and figures.
@@ -197,11 +198,13 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             peak_memory=peak_memory,
             steps=done,
             selected_step=stopping.best_step,
+            score=stopping.best_score,
         )
+        value = measured(results, config.objective)
         if not processes.first:
-            return stopping.best_score
+            return value
         folder.write_json("results.json", results)
-        tracker.summary(report.headline(results))
+        tracker.summary(report.headline(results) | {"objective": value})
         tracker.curves(results["tasks"])
         if config.figures:
             if processes.count > 1:  # figures are drawn by one process, from all rows
@@ -217,7 +220,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             folder.say(f"warning: {warning}")
     seconds = time.perf_counter() - begin
     print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command, seconds=seconds))
-    return stopping.best_score
+    return value
 
 
 if __name__ == "__main__":

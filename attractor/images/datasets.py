@@ -6,7 +6,7 @@ same images, and larger validation sets contain the smaller ones.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,11 @@ class ImageSplits:
             digest.update(f"{tuple(images.shape)}".encode())
             digest.update(images.contiguous().numpy().data)
         return digest.hexdigest()
+
+    def fewer(self, count: int) -> "ImageSplits":
+        """With `count` training images: the first in a fixed random order, so larger sets hold smaller."""
+        order = torch.randperm(len(self.train), generator=_generator(_SPLIT_SEED))
+        return replace(self, train=self.train[order[:count].sort().values])
 
     @property
     def channels(self) -> int:

@@ -146,17 +146,21 @@ def run_results(
     peak_memory: float,
     steps: int,
     selected_step: int,
+    score: float,
 ) -> dict[str, Any]:
     """results.json of a training run: what it cost, how retrieval was chosen, errors.
+
+    score: the validation error by which the step was selected.
 
     train_seconds and steps are those of all updates, without validation; the couplings that are evaluated
     are those of `selected_step`. Time and memory are those of this process.
     """
     ranks = network.energy.ranks
     count = min(1000, len(splits.test), len(splits.train))
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     likelihood = {
         name: log_pseudo_likelihood(network, to_pixels(images[:count]), batch_size=256)
-        for name, images in (("train", splits.train), ("test", splits.test))
+        for name, images in parts.items()
     }
     return {
         "schema": SCHEMA,
@@ -175,6 +179,7 @@ def run_results(
             "backend": network.backend.value,
         },
         "pseudo_likelihood": likelihood,
+        "validation": {"score": score},
         "selection": choices_to_json(assessment.choices),
         "tasks": task_results(assessment),
     }

@@ -65,12 +65,20 @@ from attractor.physics import (
 def build_data(config: DataConfig) -> ImageSplits:
     """The images, held in memory. Raises ConfigError or DataError."""
     with configuring():
-        return load(
+        splits = load(
             config.name,
             root=config.root,
             validation=config.validation,
             download=config.download,
         )
+    if config.train_images is None:
+        return splits
+    if config.train_images > len(splits.train):
+        raise ConfigError(
+            f"data.train_images is {config.train_images}, but {splits.name} has {len(splits.train)} "
+            "images to train on; use fewer, or null for all"
+        )
+    return splits.fewer(config.train_images)
 
 
 def build_network(

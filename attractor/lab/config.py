@@ -63,6 +63,20 @@ class WandbMode(Enum):
     dryrun = "dryrun"  # wandb's old word for offline, which WANDB_MODE may still hold
 
 
+# What a sweep does after a job has failed: go on with the others, or start no more of them. (A class
+# cannot have a member that is called `continue`.)
+OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
+
+
+class Objective(Enum):
+    """What train.py returns, for sweepers; all of it measured on validation images."""
+
+    val = "val"  # the lowest geometric mean of the tasks' errors during training; less is better
+    masked = "masked"  # the error of the retrieval that was chosen for the task; less is better
+    denoise = "denoise"
+    log_pl = "log_pl"  # log pseudo-likelihood, nats per token; more is better
+
+
 @dataclass
 class ModelConfig:
     name: str = MISSING  # the key of the model in results.json
@@ -115,6 +129,7 @@ class DataConfig:
     root: str = "data"  # torchvision root
     download: bool = False
     validation: int | None = None  # images held out of the training images; null: the dataset's default
+    train_images: int | None = None  # P, the first of the others in a fixed random order; null: all
 
 
 @dataclass
@@ -184,6 +199,8 @@ class Config:
     backend: Backend = Backend.auto  # how the sums over sources are computed
     threads: int = 1  # of torch, in each process; more rarely pay on a busy machine
     figures: bool = True
+    objective: Objective = Objective.val  # what a sweeper is told
+    on_error: OnError = OnError["continue"]  # of a job in a sweep
     resume: str | None = None  # a run folder whose run goes on from its newest checkpoint, or one of these
     folder: str = MISSING  # the run folder; in a multirun Hydra's own
 

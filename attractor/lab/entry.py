@@ -18,6 +18,8 @@ from attractor.lab.errors import EXIT_CODES, ConfigError, Paused, Terminated, ex
 from attractor.lab.folder import RunFolder, SilentFolder
 from attractor.lab.resuming import continued, named
 from attractor.lab.signals import heeded
+from attractor.lab.sweep import refuse_without_multirun
+from attractor.lab.sweep_job import run_job
 from attractor.physics.ranks import LostProcessError
 
 log = logging.getLogger("attractor")
@@ -30,12 +32,17 @@ _CAUSED = (LostProcessError, Terminated, KeyboardInterrupt)
 def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float | None:
     """Check the configuration and the run folder, do the job, which enters the folder when it is ready.
 
-    A known error ends the process with one line and its exit code (DESIGN.md section 5); in a multirun it
-    is left to Hydra, so that the other jobs go on. Anything else keeps its traceback. Of several processes
-    the first one speaks, the others only where it has not ended them. It alone heeds signals: the others
-    may wait in the middle of an operation, where no handler would run.
+    A known error ends the process with one line and its exit code (DESIGN.md section 5); anything else
+    keeps its traceback. In a sweep the errors of a job are its own (`run_job`), so that the other jobs go on. Of
+    several processes the first one speaks, the others only where it has not ended them. It alone heeds
+    signals: the others may wait in the middle of an operation, where no handler would run.
     """
-    with heeded() if launched()[0] == 0 else nullcontext():
+    rank, count = launched()
+    hydra = HydraConfig.get()
+    with heeded() if rank == 0 else nullcontext():
+        if hydra.mode == RunMode.MULTIRUN and "on_error" in raw and count == 1:
+            path, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+            return run_job(raw, path, sweep, lambda: _launch(raw, check=check, job=job))
         return _launch(raw, check=check, job=job)
 
 
@@ -43,8 +50,9 @@ def _launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float
     logging.getLogger().setLevel(logging.WARNING)  # libraries that draw or compress talk much at INFO
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     rank, count = launched()
-    folder: RunFolder | None = None
     try:
+        if not multirun:
+            refuse_without_multirun(HydraConfig.get())
         if multirun and count > 1:
             raise ConfigError("a multirun has one process; start torchrun for each of its jobs instead")
         resumed, step = raw.get("resume") is not None, None
@@ -68,15 +76,12 @@ def _launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float
             print(pause)
         return None
     except tuple(EXIT_CODES) as error:
+        if multirun and count == 1 and isinstance(error, Exception):
+            raise
         text = str(error) or type(error).__name__
         if rank == 0:
             print(f"error: {text}", file=sys.stderr)
         elif not isinstance(error, _CAUSED):
             after_the_first()
             print(f"error: rank {rank}: {text}", file=sys.stderr)
-        if multirun and count == 1 and isinstance(error, Exception):
-            if folder is not None and not (folder.path / "status.json").exists():
-                with folder.job():  # a job of a sweep says in its folder why it did not start
-                    raise
-            raise
         raise SystemExit(exit_code(error)) from error

@@ -19,23 +19,13 @@ from attractor.lab import checkpoints, manifest
 from attractor.lab.checkpoints import Checkpoint, Position
 from attractor.lab.config import Config
 from attractor.lab.errors import CheckpointError, ConfigError, OutputError
+from attractor.lab.fields import FREE, PLACE, leaves, within
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.runs import config_from
 from attractor.lab.status import holder, occupied, read_status
 from attractor.lab.training import EarlyStopping, cursor
 from attractor.physics import IterativeRule, OneShotRule
 
-# What may change on the way: where and how the run is computed and shown, not what it computes
-_FREE = (
-    "data.root",
-    "data.download",
-    "device",
-    "backend",
-    "threads",
-    "figures",
-    "wandb",
-    "train.stop_after",
-)
 _ROWS = "rows"  # the generator of a rule that draws rows
 
 
@@ -60,19 +50,19 @@ def continued(raw: DictConfig, overrides: Sequence[str]) -> tuple[Config, Path]:
         raise OutputError(f"resume={path}: the run is still going on in {holder(status)}")
     # a limit is that of one start: kept, the run would never get beyond it
     OmegaConf.update(saved, "train.stop_after", None, force_add=True)
-    given, before = _leaves(raw), _leaves(saved)
+    given, before = leaves(raw), leaves(saved)
     changed: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if key == "resume":
             continue
-        if _free(key):
+        if within(key, FREE):
             OmegaConf.update(saved, key, OmegaConf.select(raw, key), force_add=True)
             continue
         # an experiment is no field, but may set any of them
-        within = [name for name in given if name == key or name.startswith(f"{key}.")]
-        within = within or [name for name in given if name not in ("folder", "resume")]
-        changed += [name for name in within if not _free(name) and given[name] != before.get(name)]
+        meant = [name for name in given if within(name, (key,))]
+        meant = meant or [name for name in given if name not in PLACE]
+        changed += [name for name in meant if not within(name, FREE) and given[name] != before.get(name)]
     if changed:
         values = ", ".join(f"{n} ({before.get(n)}, now {given[n]})" for n in dict.fromkeys(changed))
         why = ""
@@ -217,21 +207,3 @@ def refuse_pause(config: Config, done: int) -> None:
         raise ConfigError(
             f"train.stop_after is {limit}, but the run has done {done} steps; give more, or null"
         )
-
-
-def _free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
-
-
-def _leaves(config: Any) -> dict[str, Any]:
-    """name.of.field -> plain value."""
-
-    def walk(values: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(values, dict):
-            return {prefix: values}
-        inner: dict[str, Any] = {}
-        for name, value in values.items():
-            inner |= walk(value, f"{prefix}.{name}" if prefix else str(name))
-        return inner
-
-    return walk(OmegaConf.to_container(config, resolve=True, enum_to_str=True), "")

@@ -45,6 +45,7 @@ def validate(config: Config) -> None:
         ("eval.batch_size", evaluation.batch_size),
         ("eval.overlap_images", evaluation.overlap_images),
         ("threads", config.threads),
+        ("data.train_images", config.data.train_images),
         *(("each of dynamics.inverse_temperatures", c) for c in dynamics.inverse_temperatures),
         *(("each of dynamics.evidence", strength) for strength in dynamics.evidence),
     ]
@@ -61,8 +62,14 @@ def validate(config: Config) -> None:
             raise ConfigError(f"rule.{field_name} is {value}; it must be 0 or more, and finite")
     if not 0 <= train.jitter < float("inf"):
         raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
-    if not config.task.names:
+    tasks = [task.value for task in config.task.names]
+    if not tasks:
         raise ConfigError("task.names is empty; give masked, denoise or both")
+    if config.objective.value in ("masked", "denoise") and config.objective.value not in tasks:
+        raise ConfigError(
+            f"objective is {config.objective.value}, but task.names is {tasks}; use objective=val, "
+            f"objective={tasks[0]} or objective=log_pl"
+        )
     lists: list[tuple[str, list[Any]]] = [
         ("dynamics.maps", dynamics.maps),
         ("dynamics.inverse_temperatures", dynamics.inverse_temperatures),

@@ -61,7 +61,7 @@ def test_results_follow_their_schema(trained) -> None:
     assert results["cost"]["selected_step"] in (2, 4, 6)
     assert results["cost"]["parameters"] == 16 * 15 * 8 * 8
     assert 50 < results["cost"]["peak_memory_mb"] < 20_000
-    assert results["pseudo_likelihood"].keys() == {"train", "test"}
+    assert results["pseudo_likelihood"].keys() == {"train", "validation", "test"}
     assert results["tasks"].keys() == {"masked", "denoise"}
     for task, values in results["tasks"].items():
         assert values["images"] == 9

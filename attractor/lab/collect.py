@@ -1,0 +1,156 @@
+"""A sweep in one table: swept fields, mean and standard deviation over seeds, best first.
+
+uv run python -m attractor.lab.collect SWEEP_DIR [--sort val|masked|denoise|log_pl] [--no-figures]
+
+Rows are sorted by what validation images say; the test errors stand beside it and choose nothing.
+Jobs that failed or have not ended are counted in the table and listed below it.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attractor.lab import jobs
+from attractor.lab.config import Objective
+from attractor.lab.errors import ConfigError, exit_code
+from attractor.lab.jobs import Job, shown
+from attractor.lab.objective import MAXIMISED, chosen, measured
+
+SEED = "seed"  # what is averaged over
+
+
+@dataclass(frozen=True)
+class Row:
+    """The jobs that differ in their seed only. values: metric -> one number for each that is done."""
+
+    settings: dict[str, Any]  # swept field -> value
+    jobs: list[Job]
+    values: dict[str, list[float]]
+
+    @property
+    def done(self) -> int:
+        return sum(job.state == jobs.DONE for job in self.jobs)
+
+    def mean(self, metric: str) -> float:
+        """Of the jobs that are done; nan if there are none, inf if one of them has none."""
+        values = self.values.get(metric, [])
+        return statistics.fmean(values) if values else math.nan
+
+    def deviation(self, metric: str) -> float:
+        """The standard deviation (of n - 1) over seeds; nan for fewer than two."""
+        values = self.values.get(metric, [])
+        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+
+    def cell(self, metric: str) -> str:
+        if not self.values.get(metric):
+            return "-"
+        deviation = self.deviation(metric)
+        spread = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
+        return f"{self.mean(metric):.4f}{spread}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sweep, collected."""
+
+    sweep: Path
+    fields: list[str]  # swept, but for the seed
+    metrics: list[str]  # the first is the one that is sorted by
+    rows: list[Row]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for row in self.rows for job in row.jobs]
+
+
+def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
+    """The table of a sweep's folder. Raises ConfigError if it holds no job, or lacks what is sorted by."""
+    if not sweep.is_dir():
+        raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of a sweep")
+    if (sweep / "status.json").is_file():
+        raise ConfigError(f"{sweep} holds one run, not a sweep; give the folder that its job is in")
+    found = jobs.of_sweep(sweep)
+    if not found:
+        raise ConfigError(f"{sweep} holds no jobs of a sweep; give the hydra.sweep.dir of one")
+    fields = [name for name in jobs.swept(found) if name != SEED]
+    measures = {job.path: metrics(job) for job in found if job.state == jobs.DONE}
+    names = list(dict.fromkeys(name for values in measures.values() for name in values))
+    if names and sort.value not in names:
+        raise ConfigError(f"no job of {sweep} has {sort.value!r}; sort by one of {', '.join(OBJECTIVES)}")
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in found:
+        groups.setdefault(tuple(shown(job.settings.get(name)) for name in fields), []).append(job)
+    rows = [
+        Row(
+            {name: members[0].settings.get(name) for name in fields},
+            members,
+            {
+                name: [measures[job.path][name] for job in members if name in measures.get(job.path, {})]
+                for name in names
+            },
+        )
+        for members in groups.values()
+    ]
+    sign = -1 if sort in MAXIMISED else 1
+    rows.sort(key=lambda row: (not row.values.get(sort.value), sign * row.mean(sort.value)))
+    names.sort(key=lambda name: name != sort.value)
+    return Table(sweep, fields, names, rows)
+
+
+OBJECTIVES = [objective.value for objective in Objective]
+
+
+def metrics(job: Job) -> dict[str, float]:
+    """What a job that is done has measured: on validation images, and, behind `test`, on test images."""
+    results = job.results
+    try:
+        values = {Objective.val.value: measured(results, Objective.val)}
+        for task in results["tasks"]:
+            best = chosen(results, task)
+            values |= {task: best["validation"], f"{task} test": best["test"]}
+        return values | {Objective.log_pl.value: measured(results, Objective.log_pl)}
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{job.path / 'results.json'} lacks {error}: it is of another version; run the job again"
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m attractor.lab.collect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="hydra.sweep.dir of the sweep")
+    parser.add_argument("--sort", choices=OBJECTIVES, default="val", help="a metric of validation images")
+    parser.add_argument("--no-figures", action="store_true", help="write the tables alone")
+    given = parser.parse_args(arguments)
+    try:
+        table = collect(given.sweep, sort=Objective(given.sort))
+        # these know what a table is from here; and matplotlib takes a second to import
+        from attractor.lab.sweep_tables import printed, write
+
+        print(printed(table))
+        written = write(table)
+        if not given.no_figures:
+            from attractor.lab.sweep_figures import draw
+
+            written += draw(table)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except OSError as error:
+        print(f"error: {given.sweep} cannot be written: {error}", file=sys.stderr)
+        return 5
+    print("\n".join(f"written: {path}" for path in written))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The jobs of a sweep, read from their folders: what each was asked, and what became of it."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from attractor.lab.config import RULE_SCHEMAS
+from attractor.lab.fields import FREE, PLACE, leaves, within
+from attractor.lab.status import occupied
+
+SWEEP_FILE = "sweep.json"  # what a sweep was going to do
+# The configuration and the end of a run that has one of these states are known.
+NOT_STARTED, RUNNING, INTERRUPTED, DONE, FAILED = "not started", "running", "interrupted", "done", "failed"
+# These make no row of their own; a device or a backend, given more than once, does.
+_HIDDEN = tuple(name for name in (*FREE, *PLACE) if name not in ("device", "backend"))
+_NAMES = ("model.name", "rule", "data.name")  # of what the other fields of their group may follow from
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job. settings: field -> value; results: of results.json, if it is done."""
+
+    path: Path
+    state: str
+    error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()  # what the sweep set, where that is known
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        """Sorts jobs by their number."""
+        return not self.name.isdigit(), int(self.name) if self.name.isdigit() else 0, self.name
+
+    def asked(self, names: list[str]) -> str:
+        """The values of these fields, as one would type them."""
+        return " ".join(f"{name}={shown(self.settings.get(name))}" for name in names)
+
+
+def read(path: Path, overrides: tuple[str, ...] = ()) -> Job:
+    """The job in a folder, which need not be there."""
+    status = _json(path / "status.json")
+    asked = _settings(path / "config.yaml")
+    if status is None:
+        return Job(path, NOT_STARTED, None, asked, overrides=overrides)
+    said, error, results = status.get("status"), status.get("error"), None
+    if said == "done":
+        results = _json(path / "results.json")
+        state = FAILED if results is None else DONE
+        error = "results.json is missing or damaged" if results is None else None
+    elif said == "failed":
+        state = FAILED
+    else:
+        state = RUNNING if said == "running" and occupied(path) else INTERRUPTED
+    return Job(path, state, error, asked, results or {}, overrides)
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Field -> value of a configuration, and the rule by its name."""
+    values = leaves(config)
+    fields = {name.removeprefix("rule.") for name in values if within(name, ("rule",))}
+    rules = [name for name, kind in RULE_SCHEMAS.items() if set(kind.__dataclass_fields__) == fields]
+    return {"rule": rules[0]} | values if rules else values
+
+
+def of_sweep(sweep: Path) -> list[Job]:
+    """Every job that has left something in the folder of a sweep, or was going to; by number."""
+    planned = planned_in(sweep)
+    there = [path.name for path in sweep.iterdir() if (path / "status.json").is_file()]
+    found = [read(sweep / name, planned.get(name, ())) for name in dict.fromkeys([*planned, *there])]
+    known = [job for job in found if job.settings]
+    found = [job if job.settings else replace(job, settings=_assumed(job, known)) for job in found]
+    return sorted(found, key=lambda job: job.order)
+
+
+def planned_in(sweep: Path) -> dict[str, tuple[str, ...]]:
+    """Job -> its overrides, of the sweep that was started last in this folder."""
+    plan = _json(sweep / SWEEP_FILE) or {}
+    return {name: tuple(overrides) for name, overrides in plan.get("jobs", {}).items()}
+
+
+def swept(jobs: list[Job]) -> list[str]:
+    """The fields of which the jobs have different values, in the order of the configuration.
+
+    Fields that follow from the name of the model, of the rule or of the data set are left out: their
+    names stand for them.
+    """
+    known = [job.settings for job in jobs if job.settings]
+    names = dict.fromkeys(name for settings in known for name in settings)
+    varied = [
+        name
+        for name in names
+        if not within(name, _HIDDEN) and len({shown(settings.get(name)) for settings in known}) > 1
+    ]
+    return [name for name in varied if not _follows(name, varied, known)]
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(shown(item) for item in value)}]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _assumed(job: Job, known: list[Job]) -> dict[str, Any]:
+    """What a job would have been asked: the settings of the one most like it, with its own overrides."""
+    given, values = set(job.overrides), {}
+    if known:
+        like = max(known, key=lambda other: len(given & set(other.overrides)))
+        given, values = given - set(like.overrides), dict(like.settings)
+    for name, value in leaves(OmegaConf.from_dotlist(sorted(given))).items():
+        # of another rule or model the fields are not known
+        values = {key: old for key, old in values.items() if not within(key, (name,))} | {name: value}
+    return values
+
+
+def _follows(name: str, varied: list[str], known: list[dict[str, Any]]) -> bool:
+    for leader in _NAMES:
+        if leader == name or leader not in varied or name.split(".")[0] != leader.split(".")[0]:
+            continue
+        pairs = {(shown(settings.get(leader)), shown(settings.get(name))) for settings in known}
+        if len(pairs) == len({first for first, _ in pairs}):
+            return True
+    return False
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """`settings` of a config.yaml; {} if it cannot be read."""
+    try:
+        return settings(OmegaConf.load(path))
+    except (OSError, YAMLError, OmegaConfBaseException):
+        return {}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,256 @@
+"""The table of a sweep: what is a column, what is averaged, what comes first, and what is missing."""
+
+import csv
+import fcntl
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import rc_context
+from omegaconf import OmegaConf
+
+from attractor.lab import jobs
+from attractor.lab.collect import collect, main
+from attractor.lab.config import Objective
+from attractor.lab.errors import ConfigError
+from attractor.lab.figures import STYLE
+from attractor.lab.sweep_figures import _against, _heat_map
+from attractor.lab.sweep_tables import printed, write
+
+Make = Callable[..., Path]
+
+
+def measures(val: float, test: float, log_pl: float = 1.0) -> dict[str, Any]:
+    """results.json as far as it is read. The row with evidence is the better one on test images only."""
+
+    def task(error: float) -> dict[str, Any]:
+        return {
+            "models": {
+                "bare_attention": {"mse": [test], "best": {"t": 1, "mse": test}},
+                "bare_attention+evidence": {"mse": [test / 2], "best": {"t": 1, "mse": test / 2}},
+                "training_mean": {"mse": [0.5]},
+                "regression": {"mse": [0.25]},
+                "memory": {"mse": [test / 8]},
+            }
+        }
+
+    rows = {
+        "bare_attention": {"validation_mse": val * 2},
+        "bare_attention+evidence": {"validation_mse": val * 3},
+    }
+    return {
+        "validation": {"score": val},
+        "pseudo_likelihood": {"validation": log_pl},
+        "selection": {"denoise": rows},
+        "tasks": {"denoise": task(test)},
+    }
+
+
+@pytest.fixture
+def make(make_raw, tmp_path: Path) -> Make:
+    """A function that leaves a job in a sweep's folder, as a run leaves it; the sweep's folder."""
+
+    def write(name: str, *overrides: str, results: Any = None, **status: Any) -> Path:
+        path = tmp_path / "sweep" / name
+        path.mkdir(parents=True)
+        raw = make_raw("task=denoise", *overrides, f"folder={path}")
+        (path / "config.yaml").write_text(OmegaConf.to_yaml(raw, resolve=True))
+        (path / "status.json").write_text(json.dumps({"status": "done"} | status))
+        if results is not None:
+            (path / "results.json").write_text(json.dumps(results))
+        return path.parent
+
+    return write
+
+
+@pytest.fixture
+def rates(make: Make) -> Path:
+    """Two rates x two seeds, one rate of which fails once, in folders that say nothing of them."""
+    make("0", "rule.learning_rate=0.1", "seed=0", results=measures(0.4, 0.1, log_pl=3.0))
+    make("1", "rule.learning_rate=0.1", "seed=1", results=measures(0.6, 0.2, log_pl=4.0))
+    make("2", "rule.learning_rate=0.01", "seed=0", results=measures(0.3, 0.3, log_pl=2.0))
+    return make("10", "rule.learning_rate=0.01", "seed=1", status="failed", error="NonFiniteError: row 3")
+
+
+def test_rows_are_means_over_seeds_best_first_on_validation(rates: Path) -> None:
+    """The swept field is found in the configurations; the rate that is best on test images is not first.
+
+    Choosing on test images would report the luck of the choice as a result.
+    """
+    table = collect(rates)
+    assert table.fields == ["rule.learning_rate"]
+    assert [row.settings["rule.learning_rate"] for row in table.rows] == [0.01, 0.1]
+    last = table.rows[1]
+    assert (last.done, last.mean("val")) == (2, pytest.approx(0.5))
+    assert last.deviation("val") == pytest.approx(math.sqrt(0.02))
+    # of the rows of a task the one that is best on validation images counts
+    assert last.mean("denoise") == pytest.approx(1.0)
+    assert last.mean("denoise test") == pytest.approx(0.15)
+    assert table.rows[0].done == 1
+    assert math.isnan(table.rows[0].deviation("val"))
+
+
+def test_the_metric_to_sort_by_has_its_direction(rates: Path) -> None:
+    """More log pseudo-likelihood is better, less error is; what is sorted by comes first."""
+    by_likelihood = collect(rates, sort=Objective.log_pl)
+    assert by_likelihood.metrics[0] == "log_pl"
+    assert [row.settings["rule.learning_rate"] for row in by_likelihood.rows] == [0.1, 0.01]
+    with pytest.raises(ConfigError, match=r"no job of .* has 'masked'"):
+        collect(rates, sort=Objective.masked)
+
+
+def test_runs_that_diverged_are_never_first(make: Make) -> None:
+    """NaN compares as neither less nor more, and would stay wherever the sort has put it."""
+    make("0", "train.jitter=0.1", results=measures(math.nan, 0.1))
+    make("1", "train.jitter=0.2", results=measures(0.4, 0.1))
+    sweep = make("2", "train.jitter=0.3", status="failed", error="ZeroDivisionError: x")
+    assert [row.settings["train.jitter"] for row in collect(sweep).rows] == [0.2, 0.1, 0.3]
+
+
+def test_what_is_not_done_is_counted_and_listed(rates: Path, make: Make) -> None:
+    """Failed, interrupted, running and not started: a row that lacks jobs says so, and so does the list.
+
+    A mean over the seeds that happened to survive is not the mean over seeds.
+    """
+    make("11", "rule.learning_rate=0.1", "seed=2", status="killed", error="Terminated: SIGTERM")
+    make("12", "rule.learning_rate=0.1", "seed=3", status="running")
+    (rates / "12" / "train.log").touch()
+    planned = {str(n): [] for n in (0, 1, 2, 10, 11, 12)} | {"13": ["rule.learning_rate=1e-1", "seed=4"]}
+    (rates / jobs.SWEEP_FILE).write_text(json.dumps({"schema": 1, "jobs": planned}))
+    with (rates / "12" / "train.log").open() as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        table = collect(rates)
+        text = printed(table)
+    assert "7 jobs, 3 done" in text.splitlines()[0]
+    for line in (
+        f"failed: {rates / '10'}  rule.learning_rate=0.01 seed=1\n      NonFiniteError: row 3",
+        f"interrupted: {rates / '11'}  rule.learning_rate=0.1 seed=2\n      Terminated: SIGTERM",
+        f"running: {rates / '12'}  rule.learning_rate=0.1 seed=3",
+        f"not started: {rates / '13'}  rule.learning_rate=0.1 seed=4",
+    ):
+        assert line in text
+    assert "2 of 5" in text
+    assert "best: rule.learning_rate=0.01\n  of which 1 of 2 jobs are missing" in text
+    write(table)
+    (head, *rows) = list(csv.reader((rates / "table.csv").read_text().splitlines()))
+    assert head[:5] == ["rule.learning_rate", "n", "failed", "unfinished", "val"]
+    assert [row[:4] for row in rows] == [["0.01", "1", "1", "0"], ["0.1", "2", "0", "3"]]
+    assert float(rows[1][4]) == pytest.approx(0.5)
+    each = list(csv.DictReader((rates / "jobs.csv").read_text().splitlines()))
+    assert [job["job"] for job in each] == ["0", "1", "2", "10", "11", "12", "13"]
+    assert each[3]["error"] == "NonFiniteError: row 3"
+    assert each[1]["denoise test"] == "0.2"
+    assert [job["state"] for job in each].count("done") == 3
+
+
+def test_a_rule_is_one_column(make: Make) -> None:
+    """Fields that only one rule has, or that follow from its name, are no columns of their own.
+
+    What is swept on top of it is: here the rate of one of the rules.
+    """
+    make("0", "rule=pseudo_likelihood", results=measures(0.3, 0.3))
+    sweep = make("1", "rule=hebb", results=measures(0.4, 0.3))
+    assert collect(sweep).fields == ["rule"]
+    make("2", "rule=pseudo_likelihood", "rule.learning_rate=0.5", results=measures(0.2, 0.3))
+    assert collect(sweep).fields == ["rule", "rule.learning_rate"]
+    rows = [tuple(row.settings.values()) for row in collect(sweep).rows]
+    assert rows == [("pseudo_likelihood", 0.5), ("pseudo_likelihood", 0.03), ("hebb", None)]
+
+
+def test_where_a_job_ran_is_no_column(make: Make) -> None:
+    """Threads, folders and tracking are not what is swept, even if they differ."""
+    make("0", "threads=2", "seed=0", results=measures(0.3, 0.3))
+    sweep = make("1", "wandb=disabled", "on_error=stop", "seed=1", results=measures(0.4, 0.3))
+    table = collect(sweep)
+    assert table.fields == []
+    assert [row.done for row in table.rows] == [2]
+    assert "2 of 2" in printed(table)
+
+
+def test_what_cannot_be_compared_is_said(make: Make) -> None:
+    """Patches of other sizes are other tasks; references that differ between jobs show their range."""
+    make("0", "model.patch=2", results=measures(0.3, 0.32))
+    sweep = make("1", "model.patch=4", results=measures(0.4, 0.16))
+    text = printed(collect(sweep))
+    assert "model.patch differs: errors of masked prediction" in text
+    assert "softmax memory: denoise 0.0200 to 0.0400" in text
+    assert "linear regression: denoise 0.2500\n" in text
+
+
+def test_figures_show_the_numbers_of_the_table(make: Make) -> None:
+    """A line for each value of the other field, error bars over seeds; a heat map of both fields.
+
+    A combination without a result stays empty; were it 0, it would be the best one to the eye.
+    """
+    for index, (rate, steps, val) in enumerate([(0.01, 100, 0.3), (0.1, 100, 0.4), (0.01, 200, 0.2)]):
+        for seed in (0, 1):
+            given = (f"rule.learning_rate={rate}", f"train.steps={steps}", f"seed={seed}")
+            make(f"{2 * index + seed}", *given, results=measures(val + 0.1 * seed, 0.1))
+    sweep = make("6", "rule.learning_rate=0.1", "train.steps=200", status="failed", error="E: x")
+    table = collect(sweep)
+    rows = [row for row in table.rows if row.done]
+    with rc_context(STYLE):
+        (axes,) = _against(table, rows, "rule.learning_rate").axes
+        heat, _ = _heat_map(table, rows).axes
+    assert axes.get_xscale() == "log"
+    assert axes.get_legend_handles_labels()[1] == ["train.steps 100", "train.steps 200"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1"]
+    first = axes.containers[0]
+    np.testing.assert_allclose(first.lines[0].get_xydata(), [[0.01, 0.7], [0.1, 0.9]])
+    (bar, _) = first.lines[2][0].get_segments()
+    assert bar[1, 1] - bar[0, 1] == pytest.approx(2 * math.sqrt(0.02))
+    shown = np.ma.filled(heat.images[0].get_array(), np.nan)
+    labels = [
+        [tick.get_text() for tick in ticks] for ticks in (heat.get_yticklabels(), heat.get_xticklabels())
+    ]
+    assert sorted(labels) == [["0.01", "0.1"], ["100", "200"]]
+    expected = {("0.01", "100"): 0.35, ("0.1", "100"): 0.45, ("0.01", "200"): 0.25}
+    for i, down in enumerate(labels[0]):
+        for j, across in enumerate(labels[1]):
+            value = expected.get((down, across), expected.get((across, down), np.nan))
+            assert shown[i, j] == pytest.approx(value, nan_ok=True)
+
+
+def test_the_command_writes_tables_and_figures(rates: Path, capsys) -> None:
+    """Exit code 0, and every file that it says it has written is there."""
+    assert main([str(rates)]) == 0
+    said = capsys.readouterr().out
+    written = [Path(line.removeprefix("written: ")) for line in said.splitlines() if "written: " in line]
+    assert [path.name for path in written] == ["table.csv", "jobs.csv", "error_rule.learning_rate.png"]
+    assert all(path.stat().st_size for path in written)
+    assert (rates / "figures" / "error_rule.learning_rate.pdf").exists()
+
+
+def test_folders_that_hold_no_sweep_exit_with_2(rates: Path, tmp_path: Path, capsys) -> None:
+    """Each says what it is instead; nothing is written."""
+    (tmp_path / "empty").mkdir()
+    for folder, said in (
+        (tmp_path / "none", "is not a folder"),
+        (tmp_path / "empty", "holds no jobs of a sweep"),
+        (rates / "0", "holds one run, not a sweep"),
+    ):
+        assert main([str(folder)]) == 2
+        assert said in capsys.readouterr().err
+    assert not list((tmp_path / "empty").iterdir())
+    (rates / "0" / "results.json").write_text("{}")
+    assert main([str(rates)]) == 2
+    assert "results.json lacks 'validation'" in capsys.readouterr().err
+
+
+def test_test_errors_cannot_be_sorted_by(rates: Path, capsys) -> None:
+    """They are reported and choose nothing."""
+    with pytest.raises(SystemExit) as end:
+        main([str(rates), "--sort", "denoise test"])
+    assert end.value.code == 2
+    assert "val" in capsys.readouterr().err
+
+
+def test_a_sweep_without_results_has_a_table(make: Make) -> None:
+    """Where every job failed, that is what the table says; there is nothing to draw."""
+    sweep = make("0", "seed=0", status="failed", error="E: x")
+    assert main([str(sweep)]) == 0
+    assert not (sweep / "figures").exists()

@@ -1,0 +1,486 @@
+"""Sweeps: what is run, what is skipped, what goes on, and what is said of jobs that fail."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from attractor.images import synthetic
+from attractor.lab import build, checkpoints, jobs
+from attractor.lab.config import Objective
+from attractor.lab.errors import ConfigError, OutputError
+from attractor.lab.folder import RunFolder
+from attractor.lab.locks import held, take
+from attractor.lab.objective import measured
+from attractor.lab.sweep import SweepCallback
+from attractor.lab.sweep_job import run_job
+
+ROOT = Path(__file__).parents[2]
+# two of the six fail: with this decay the weights grow by 1e10 in each step
+SIX = ("rule=energy_descent", "seed=0,1", "rule.decay=0.1,0.2,1e10")
+# train.py in a process that ends itself, as kill -9 does, after a checkpoint of job 3
+KILLED = """
+import os, runpy, signal
+from attractor.lab import checkpoints
+save = checkpoints.save
+def save_and_end(folder, checkpoint, *given):
+    save(folder, checkpoint, *given)
+    if (folder.parent.name, checkpoint.step) == ("3", 2):
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.save = save_and_end
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def command(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Python from the root of the repository."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "status.json").read_text())
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def six(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory):
+    """A sweep of six jobs, killed in the fourth and started again: its folder, before and after."""
+    sweep = tmp_path_factory.mktemp("sweeps") / "six"
+    given = ("-m", *tiny, *SIX, f"hydra.sweep.dir={sweep}")
+    killed = command("-c", KILLED, *given)
+    assert killed.returncode == -9, killed.stderr
+    before = contents(sweep)
+    return sweep, before, command("train.py", *given)
+
+
+def test_a_killed_sweep_is_finished_by_the_same_command(six, train_run, tmp_path: Path) -> None:
+    """Four jobs are done and two have failed; what was done is not touched, what was not is gone on with.
+
+    Without it a night's sweep is lost with its last job, or silently holds jobs that were run twice.
+    """
+    sweep, before, again = six
+    assert again.returncode == 1, again.stderr
+    ends = {name: status(sweep / name)["status"] for name in "012345"}
+    assert ends == {"0": "done", "1": "done", "2": "failed", "3": "done", "4": "done", "5": "failed"}
+    after = contents(sweep)
+    for name in "01":
+        kept = {path: content for path, content in before.items() if (sweep / name) in path.parents}
+        assert len(kept) > 5
+        assert {path: after[path] for path in kept} == kept
+    assert "job 0 is done already: val 0." in again.stdout
+    # the fourth job goes on from its checkpoint, and ends bit for bit where it would have
+    assert "going on from step 2" in (sweep / "3" / "train.log").read_text()
+    steps = [json.loads(line)["step"] for line in (sweep / "3" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    straight = train_run(tmp_path / "run", "rule=energy_descent", "seed=1", "rule.decay=0.1").path
+    ended, expected = (checkpoints.load(path / "checkpoints") for path in (sweep / "3", straight))
+    assert torch.equal(ended.weights["couplings"], expected.weights["couplings"])
+
+
+def test_a_failed_job_keeps_its_traceback_and_is_summed_up(six) -> None:
+    """Error in status.json, traceback in train.log, and at the end values, error and folder of each.
+
+    Hydra alone shows the traceback of the first failed job, at the very end, and of the others nothing.
+    """
+    sweep, _, again = six
+    for name in "25":
+        assert status(sweep / name)["error"].startswith("NonFiniteError: at step ")
+        assert "Traceback" in (sweep / name / "train.log").read_text()
+    assert f"sweep {sweep}: 6 jobs: 4 done, 2 failed" in again.stdout
+    assert f"failed: {sweep / '2'}  rule.decay=1e+10 seed=0\n      NonFiniteError: at step" in again.stdout
+    assert "error: job 5 failed: NonFiniteError: at step" in again.stderr
+    # what the first attempt of a job had left is set aside, not lost; a job that had not begun has none
+    assert "Traceback" in (sweep / "earlier" / "2-1" / "train.log").read_text()
+    assert [path.name for path in (sweep / "earlier").iterdir()] == ["2-1"]
+
+
+def test_collect_gives_the_table_of_the_killed_sweep(six) -> None:
+    """Swept fields as columns, means of the four that are done, the two that failed counted and listed."""
+    sweep, _, _ = six
+    done = command("-m", "attractor.lab.collect", str(sweep), "--no-figures")
+    assert done.returncode == 0, done.stderr
+    heads, *rows = [line.split(",") for line in (sweep / "table.csv").read_text().splitlines()]
+    assert heads[:4] == ["rule.decay", "n", "failed", "unfinished"]
+    assert sorted(row[:4] for row in rows) == [
+        ["0.1", "2", "0", "0"],
+        ["0.2", "2", "0", "0"],
+        ["1e+10", "0", "2", "0"],
+    ]
+    scores = [
+        json.loads((sweep / name / "results.json").read_text())["validation"]["score"] for name in "03"
+    ]
+    mean = next(float(row[4]) for row in rows if row[0] == "0.1")
+    assert heads[4] == "val"
+    assert mean == pytest.approx(sum(scores) / 2, rel=1e-12)
+    assert f"failed: {sweep / '5'}  rule.decay=1e+10 seed=1" in done.stdout
+
+
+def test_another_sweep_is_refused_in_the_same_folder(six, tiny: tuple[str, ...]) -> None:
+    """Exit code 2, the fields that differ, before anything is run; the folder stays as it is.
+
+    Otherwise results of two experiments lie in one folder, and the table averages over them.
+    """
+    sweep, _, _ = six
+    before = contents(sweep)
+    done = command("train.py", "-m", *tiny, *SIX, "train.batch_size=8", f"hydra.sweep.dir={sweep}")
+    assert done.returncode == 2
+    assert f"error: {sweep / '0'} holds a job of another configuration; nothing was changed" in done.stderr
+    assert "  train.batch_size: 16 there, 8 now" in done.stderr
+    assert contents(sweep) == before
+
+
+def test_a_sweep_without_multirun_is_refused(tmp_path: Path) -> None:
+    """Hydra would run one job and say nothing: exit code 2 with the command that was meant."""
+    done = command("train.py", "sweep=rates", "dynamics.inertias=[0.0]", f"folder={tmp_path / 'run'}")
+    assert done.returncode == 2
+    expected = f"uv run train.py -m sweep=rates 'dynamics.inertias=[0.0]' folder={tmp_path / 'run'}\n"
+    assert done.stderr.endswith(expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_error_stop_starts_no_further_job(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """The jobs after the failed one leave nothing, and are named at the end."""
+    given = ("model.patch=2,3,4", "on_error=stop", f"hydra.sweep.dir={tmp_path}")
+    done = command("train.py", "-m", *tiny, *given)
+    assert done.returncode == 1
+    assert f"sweep {tmp_path}: 3 jobs: 1 done, 1 failed, 1 not started" in done.stdout
+    assert f"not started: {tmp_path / '2'}  model.patch=4" in done.stdout
+    assert not (tmp_path / "2" / "status.json").exists()
+
+
+def test_jobs_run_side_by_side(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """launcher=joblib: each job in a process and a folder of its own, failures as without it."""
+    given = ("launcher=joblib", "model.patch=2,3", f"hydra.sweep.dir={tmp_path}")
+    done = command("train.py", "-m", *tiny, *given)
+    assert done.returncode == 1, done.stderr
+    first, second = (status(tmp_path / name) for name in "01")
+    assert (first["status"], second["status"]) == ("done", "failed")
+    assert "patch size 3" in (tmp_path / "1" / "train.log").read_text()
+    assert first["pid"] != second["pid"]
+    assert "2 jobs: 1 done, 1 failed" in done.stdout
+
+
+# --- one job, and what its folder holds
+
+
+@pytest.fixture
+def attempt(make_raw, tiny: tuple[str, ...], tmp_path: Path) -> Callable[..., tuple[float, list[Any]]]:
+    """A function that gives `run_job` a job 0; what it returns, and `resume` of each start."""
+
+    def run(*overrides: str, start: Callable[[], float] = lambda: 0.5) -> tuple[float, list[Any]]:
+        raw = make_raw(*tiny, *overrides)
+        starts: list[Any] = []
+
+        def begin() -> float:
+            starts.append(raw.resume)
+            return start()
+
+        return run_job(raw, tmp_path / "0", tmp_path, begin), starts
+
+    return run
+
+
+@pytest.fixture
+def leave(make_raw, tiny: tuple[str, ...], tmp_path: Path) -> Callable[..., Path]:
+    """A function that leaves a job 0 with a status, as a process that is gone has left it."""
+
+    def write(state: str, *overrides: str, results: dict[str, Any] | None = None) -> Path:
+        path = tmp_path / "0"
+        path.mkdir()
+        raw = make_raw(*tiny, *overrides)
+        (path / "config.yaml").write_text(OmegaConf.to_yaml(raw, resolve=True))
+        (path / "status.json").write_text(json.dumps({"status": state}))
+        (path / "train.log").touch()
+        if results is not None:
+            (path / "results.json").write_text(json.dumps(results))
+        return path
+
+    return write
+
+
+def fail() -> float:
+    raise ZeroDivisionError("by a test")
+
+
+@pytest.mark.parametrize(("objective", "worst"), [("val", float("inf")), ("log_pl", float("-inf"))])
+def test_a_job_that_fails_never_counts_as_the_best(
+    attempt, tmp_path: Path, objective: str, worst: float
+) -> None:
+    """A sweeper is told the worst there is, in the direction of the objective, of errors and of NaN.
+
+    Even where the job fails before it has a folder its traceback is kept, and its error.
+    """
+    assert attempt(f"objective={objective}", start=fail)[0] == worst
+    assert status(tmp_path / "0")["error"] == "ZeroDivisionError: by a test"
+    assert "raise ZeroDivisionError" in (tmp_path / "0" / "train.log").read_text()
+    assert attempt(f"objective={objective}", start=lambda: float("nan"))[0] == worst
+
+
+def test_a_job_that_is_done_is_skipped(attempt, leave) -> None:
+    """Its objective is read from its results; fields that say where it is computed may differ."""
+    leave("done", "threads=2", results={"validation": {"score": 0.25}})
+    assert attempt("on_error=stop") == (0.25, [])
+
+
+def test_a_job_that_is_done_but_lost_its_results_is_run_again(attempt, leave, tmp_path: Path) -> None:
+    """A results file that is cut off must not be taken for a result."""
+    path = leave("done")
+    (path / "results.json").write_text('{"validation": {"sco')
+    assert attempt() == (0.5, [None])
+    assert (tmp_path / "earlier" / "0-1" / "results.json").exists()
+
+
+@pytest.mark.parametrize("state", ["running", "killed"])
+def test_an_interrupted_job_goes_on_from_its_checkpoint(attempt, leave, state: str) -> None:
+    """`resume` is set to its folder; without a checkpoint it begins again, and nothing is lost."""
+    path = leave(state)
+    (path / "checkpoints" / "step-2").mkdir(parents=True)
+    assert attempt() == (0.5, [str(path)])
+    (path / "checkpoints" / "step-2").rmdir()
+    assert attempt() == (0.5, [None])
+    assert (path.parent / "earlier" / "0-1" / "status.json").exists()
+
+
+def test_a_job_that_another_process_runs_is_left_alone(attempt, leave, capsys) -> None:
+    """It is an error of this attempt; the status of the run that goes on stays its own."""
+    path = leave("running")
+    before = contents(path)
+    with (path / "train.log").open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert jobs.read(path).state == jobs.RUNNING
+        assert attempt() == (float("inf"), [])
+    assert "still going on in another process" in capsys.readouterr().err
+    assert contents(path) == before
+    assert jobs.read(path).state == jobs.INTERRUPTED
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "killed"])
+def test_a_folder_with_another_job_ends_the_sweep(attempt, leave, state: str, capsys) -> None:
+    """Exit code 2 also where a sweeper decides on its jobs as it goes, so that none is looked at before."""
+    path = leave(state, "rule=hebb", "model.span=0.25")
+    before = contents(path)
+    with pytest.raises(SystemExit) as end:
+        attempt()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "  rule: hebb there, pseudo_likelihood now\n" in said
+    assert "  model.span: 0.25 there, 0.5 now\n" in said
+    assert contents(path) == before
+
+
+# --- before a sweep
+
+
+@pytest.fixture
+def composed(make_raw, tmp_path: Path) -> Callable[..., Any]:
+    """A function that composes the configuration of a multirun, Hydra's own part included."""
+    from hydra import compose, initialize_config_dir
+
+    def make(*overrides: str) -> Any:
+        make_raw()  # the schema is registered
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose(
+                "config", [*overrides, f"hydra.sweep.dir={tmp_path / 'sweep'}"], return_hydra_config=True
+            )
+
+    return make
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "slurm"])
+def test_a_launcher_that_is_not_installed_is_named(
+    launcher: str, composed, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Exit code 2 and what to type, in place of Hydra's list of the launchers that there are."""
+    monkeypatch.setattr("attractor.lab.sweep.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as end:
+        SweepCallback().on_multirun_start(composed(f"launcher={launcher}"))
+    assert end.value.code == 2
+    assert f"uv sync --extra {launcher}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "slurm"])
+def test_the_fields_of_a_launcher_are_those_of_its_plugin(launcher: str, composed) -> None:
+    """Names and types as the plugin declares them: a typo would show on the cluster only."""
+    from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+    ours = composed(f"launcher={launcher}").hydra.launcher
+    schema = OmegaConf.structured({"joblib": JobLibLauncherConf, "slurm": SlurmQueueConf}[launcher])
+    assert ours._target_ == schema._target_
+    plain = OmegaConf.to_container(ours, resolve=False)
+    plain["cpus_per_task"] = 1
+    if launcher == "joblib":
+        del plain["cpus_per_task"]
+    OmegaConf.merge(schema, plain)
+
+
+def test_two_sweeps_do_not_share_a_folder(
+    composed, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 5 while another sweep is going on there; its end, however it came, frees the folder."""
+    monkeypatch.setattr("attractor.lab.sweep._planned", lambda config: {})  # needs a running Hydra
+    callback = SweepCallback()
+    callback.on_multirun_start(composed("seed=0"))
+    with pytest.raises(SystemExit) as end:
+        SweepCallback().on_multirun_start(composed("seed=0"))
+    assert end.value.code == 5
+    assert "another sweep is going on in this folder" in capsys.readouterr().err
+    assert held(tmp_path / "sweep" / ".lock")
+    callback._lock.close()
+    take(tmp_path / "sweep" / ".lock", "").close()
+
+
+def test_a_sweep_folder_that_cannot_be_made_exits_with_5(composed, tmp_path: Path, capsys) -> None:
+    """A file in its place is named, before any job is started."""
+    (tmp_path / "sweep").touch()
+    with pytest.raises(SystemExit) as end:
+        SweepCallback().on_multirun_start(composed("seed=0"))
+    assert end.value.code == 5
+    assert f"error: {tmp_path / 'sweep'} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("rates", 20), ("seeds", 5), ("rules", 6), ("patch_span", 12), ("images", 10)]
+)
+def test_the_jobs_of_every_named_sweep_are_valid(
+    name: str, count: int, make_config, tmp_path: Path
+) -> None:
+    """As many jobs as the file says, the first and the last of which compose and validate."""
+    file = ROOT / "conf" / "sweep" / f"{name}.yaml"
+    params = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    (batch,) = BasicSweeper.split_arguments(parsed, None)
+    assert len(batch) == count
+    assert f"{count} jobs" in file.read_text()
+    configs = [make_config(*overrides, f"folder={tmp_path}") for overrides in (batch[0], batch[-1])]
+    assert configs[0] != configs[1]
+    assert {path.stem for path in file.parent.iterdir()} == {
+        "rates",
+        "seeds",
+        "rules",
+        "patch_span",
+        "images",
+    }
+
+
+def test_the_sweep_file_of_wandb_starts_a_run(make_config, tmp_path: Path) -> None:
+    """wandb's own agent makes a command of it that Hydra accepts: arguments without hyphens."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
+    chosen = {"rule.learning_rate": {"value": 0.0123}, "train.jitter": {"value": 0.2}}
+    assert sweep["parameters"].keys() == chosen.keys()
+    values = create_sweep_command_args({"args": chosen}) | {"program": [sweep["program"]]}
+    words: list[str] = []
+    for word in create_sweep_command(sweep["command"]):
+        words += values[word[2:-1]] if word.startswith("${") else [word]
+    assert words[:3] == ["uv", "run", "train.py"]
+    config = make_config(*words[3:], f"folder={tmp_path}")
+    assert (config.rule.learning_rate, config.train.jitter) == (0.0123, 0.2)
+    assert config.wandb.mode.value == "online"
+    assert sweep["metric"] == {"name": "objective", "goal": "minimize"}
+
+
+# --- objective, number of images, downloads
+
+
+def test_every_objective_is_of_validation_images(train_run, tmp_path: Path) -> None:
+    """val, masked, denoise and log_pl as results.json holds them; train returns the one asked for."""
+    run = train_run(tmp_path / "run", "objective=denoise")
+    results = run.results
+    rows = results["selection"]["denoise"].values()
+    assert run.score == min(row["validation_mse"] for row in rows) == measured(results, Objective.denoise)
+    (row,) = results["selection"]["masked"].values()
+    assert measured(results, Objective.masked) == row["validation_mse"]
+    assert measured(results, Objective.log_pl) == results["pseudo_likelihood"]["validation"]
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    scores = [(line["val/masked"] * line["val/denoise"]) ** 0.5 for line in lines if "val/masked" in line]
+    assert measured(results, Objective.val) == pytest.approx(min(scores))
+    results["pseudo_likelihood"]["validation"] = float("nan")
+    assert measured(results, Objective.log_pl) == float("-inf")
+
+
+def test_an_objective_of_a_task_that_is_not_run_is_refused(make_config, tmp_path: Path) -> None:
+    """Before training, not after it."""
+    with pytest.raises(ConfigError, match=r"objective is masked, but task\.names is \['denoise'\]"):
+        make_config("task=denoise", "objective=masked", f"folder={tmp_path}")
+
+
+def test_fewer_training_images_lie_within_more(make_config, tmp_path: Path) -> None:
+    """Sets of P images are nested and validation images stay the same, or P would not be what is swept."""
+    splits = {
+        count: build.build_data(make_config("data=synthetic", f"data.train_images={count}").data)
+        for count in (5, 20, "null")
+    }
+    assert [len(split.train) for split in splits.values()] == [5, 20, 448]
+    sets = [{image.numpy().tobytes() for image in split.train} for split in splits.values()]
+    assert sets[0] < sets[1] < sets[2]
+    assert torch.equal(splits[5].validation, splits["null"].validation)
+    assert not torch.equal(
+        splits[20].train[:5], splits["null"].train[:5]
+    )  # drawn, not the first of the file
+    with pytest.raises(ConfigError, match=r"data\.train_images is 449, but synthetic has 448 images"):
+        build.build_data(make_config("data=synthetic", "data.train_images=449").data)
+    with pytest.raises(ConfigError, match=r"data\.train_images is 0"):
+        make_config("data.train_images=0")
+
+
+def test_a_data_set_is_downloaded_once_at_a_time(
+    make_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two jobs that want the same data set do not write its files at the same time."""
+    together = threading.Barrier(2)
+    met: list[bool] = []
+
+    def download(*given: Any, **settings: Any) -> Any:
+        try:
+            together.wait(timeout=0.5)
+            met.append(True)
+        except threading.BrokenBarrierError:
+            met.append(False)
+        return synthetic()
+
+    monkeypatch.setattr(build, "load", download)
+    data = make_config("data=mnist", "data.download=true", f"data.root={tmp_path / 'new'}").data
+    threads = [threading.Thread(target=build.build_data, args=(data,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == [False, False]
+
+
+def test_a_lock_is_let_go_of_with_its_holder(tmp_path: Path) -> None:
+    """What is left of a process that was killed refuses nobody."""
+    handle = take(tmp_path / "lock", "")
+    with pytest.raises(OutputError, match="busy"):
+        take(tmp_path / "lock", "busy")
+    handle.close()
+    assert (tmp_path / "lock").exists()
+    take(tmp_path / "lock", "busy").close()
+    assert not held(tmp_path / "other")
+    assert RunFolder(tmp_path / "run", "")  # an empty folder is free
