@@ -44,6 +44,7 @@ def validate(config: Config) -> None:
         ("eval.batch_size", evaluation.batch_size),
         ("eval.overlap_images", evaluation.overlap_images),
         ("threads", config.threads),
+        ("wandb.wait_seconds", config.wandb.wait_seconds),
         *(("each of dynamics.inverse_temperatures", c) for c in dynamics.inverse_temperatures),
         *(("each of dynamics.evidence", strength) for strength in dynamics.evidence),
     ]
@@ -89,6 +90,7 @@ def validate_comparison(config: CompareConfig) -> None:
         ("steps", config.steps),
         ("batch_size", config.batch_size),
         ("threads", config.threads),
+        ("wandb.wait_seconds", config.wandb.wait_seconds),
     ):
         if value is not None:
             _positive(name, value)
