@@ -119,9 +119,8 @@ class Tracker:
 
     def results(self, results: dict[str, Any]) -> None:
         """results.json: its headline numbers, one table of all models, the error curves of each task."""
-        self._tell("summary", values=report.headline(results) | results.get("cost", {}))
-        columns, rows = report.rows(results["tasks"])
-        self._tell("table", name="results", columns=columns, rows=rows)
+        tables: dict[str, Any] = {"results": report.rows(results["tasks"])}
+        charts: dict[str, Any] = {}
         for task, values in results["tasks"].items():
             models = values["models"]
             points = [
@@ -129,16 +128,16 @@ class Tracker:
                 for model, entry in models.items()
                 for t, point in enumerate(zip(entry["mse"], entry["std"], strict=True), start=1)
             ]
-            columns = ["model", "t", "mse", "std over images"]
-            self._tell("table", name=f"{task}/curves", columns=columns, rows=points)
+            tables[f"{task}/curves"] = (["model", "t", "mse", "std over images"], points)
             steps = max(len(entry["mse"]) for entry in models.values())
             # a model of one shot is the same at every t
             lines = {
                 report.title(model): entry["mse"] * (steps if len(entry["mse"]) == 1 else 1)
                 for model, entry in models.items()
             }
-            title = f"{report.TASK_WORDS[task]}: mean squared error"
-            self._tell("lines", name=f"{task}/error", title=title, xname="iteration t", lines=lines)
+            charts[f"{task}/error"] = (f"{report.TASK_WORDS[task]}: mean squared error", lines)
+        summary = report.headline(results) | results.get("cost", {})
+        self._tell("results", summary=summary, tables=tables, charts=charts)
 
     def images(self, files: dict[str, Path]) -> None:
         """Pictures and animations, by path."""

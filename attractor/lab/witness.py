@@ -2,9 +2,9 @@
 
 `tracking` starts this file as a script, so that whatever wandb does here (waits, asks, crashes, leaves
 threads behind) is no matter of the run. It needs wandb and the standard library alone: importing torch
-would take seconds. Orders come in on standard input, what is to be told goes out on standard output, one JSON
-object a line. The input ends when the run has ended, however it did; the run is then finished as failed,
-unless it has said otherwise.
+would take seconds. Orders come in on standard input, what is to be told goes out on standard output, one
+JSON object a line. The input ends when the run has ended, however it did; the run is then finished as
+failed, unless it has said otherwise.
 """
 
 import json
@@ -17,9 +17,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TextIO
 
-# Shares of the time that a run waits for wandb: to reach the server, and to upload what is left at the end.
-# What remains is for an offline record of a server that could not be reached.
+# Shares of the time that a run waits for wandb: to reach the server, for one answer of it, and to upload
+# what is left at the end. What remains is for an offline record where the server could not be reached.
 _REACHING = 0.4
+_ANSWERING = 0.2
 _UPLOADING = 0.4
 # A server that is away for hours may come back: never give up sending, while the run goes on.
 _RETRIES = 1_000_000
@@ -38,6 +39,8 @@ class Witness:
 
     def start(self, *, mode: str, wait: float, program: str, pid: int, **about: Any) -> None:
         """wandb.init, offline where the server cannot be reached or would want a key that is not there."""
+        # tables are logged with a question to the server, for which it would wait 19 s
+        os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(max(1, int(_ANSWERING * wait))))
         import wandb
 
         if mode == "online" and not wandb.login(prompt=False, verify=False):
@@ -74,18 +77,26 @@ class Witness:
     def log(self, *, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
 
-    def table(self, *, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+    def results(
+        self,
+        *,
+        summary: dict[str, Any],
+        tables: dict[str, tuple[list[str], list[list[Any]]]],
+        charts: dict[str, tuple[str, dict[str, list[float]]]],
+    ) -> None:
+        """Tables as (columns, rows); charts as (title, lines over t = 1, 2, ...)."""
         import wandb
 
-        self._run.log({name: wandb.Table(columns=list(columns), data=rows)})
-
-    def lines(self, *, name: str, title: str, xname: str, lines: dict[str, list[float]]) -> None:
-        """Lines over 1, 2, ..., in one chart."""
-        import wandb
-
-        over = [list(range(1, len(line) + 1)) for line in lines.values()]
-        chart = wandb.plot.line_series(over, list(lines.values()), list(lines), title=title, xname=xname)
-        self._run.log({name: chart})
+        self._run.summary.update(summary)
+        shown: dict[str, Any] = {}
+        for name, (columns, rows) in tables.items():
+            shown[name] = wandb.Table(columns=list(columns), data=rows)
+        for name, (title, lines) in charts.items():
+            over = [list(range(1, len(line) + 1)) for line in lines.values()]
+            shown[name] = wandb.plot.line_series(
+                over, list(lines.values()), list(lines), title=title, xname="iteration t"
+            )
+        self._run.log(shown)
 
     def media(self, *, files: dict[str, str]) -> None:
         import wandb
@@ -94,9 +105,6 @@ class Witness:
         for name, path in files.items():
             media[name] = wandb.Video(path) if path.endswith(".gif") else wandb.Image(path)
         self._run.log(media)
-
-    def summary(self, *, values: dict[str, Any]) -> None:
-        self._run.summary.update(values)
 
     def finish(self, *, exit_code: int) -> None:
         try:
@@ -113,7 +121,7 @@ class Witness:
 
 
 def main() -> None:
-    """Follow orders until `finish`; after one that failed, only that."""
+    """Follow orders until `finish`; none of a kind that failed, for it might take long again."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are for the run, which tells what becomes of it
     ear = os.fdopen(os.dup(1), "w")
@@ -124,18 +132,18 @@ def main() -> None:
     orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
     # the run is never held up by a full pipe, however long wandb takes
     Thread(target=_read, args=(orders,), daemon=True).start()
-    what, broken = "", False
+    what, failed = "", set[str]()
     while what != "finish":
         order = orders.get()
         what = order.pop("do")
-        if broken and what != "finish":
+        if what in failed or ("start" in failed and what != "finish"):
             continue
         try:
             getattr(witness, what)(**order)
         except Exception as error:
-            if not broken:  # one warning says it
-                witness.tell(warning=f"wandb could not {what} ({error}); the run goes on without it")
-            broken = True
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            witness.tell(warning=f"wandb failed at '{what}' ({reason}); the run goes on without it")
+            failed.add(what)
 
 
 def _read(orders: "SimpleQueue[dict[str, Any]]") -> None:
