@@ -12,10 +12,11 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TextIO
+from typing import Any
 
 # Shares of the time that a run waits for wandb: to reach the server, for one answer of it, and to upload
 # what is left at the end. What remains is for an offline record where the server could not be reached.
@@ -29,13 +30,13 @@ _RETRIES = 1_000_000
 class Witness:
     """One wandb run, and who hears of it."""
 
-    def __init__(self, ear: TextIO) -> None:
+    def __init__(self, ear: int) -> None:
         self._ear = ear
         self._run: Any = None
 
     def tell(self, **news: Any) -> None:
-        self._ear.write(json.dumps(news) + "\n")
-        self._ear.flush()
+        with suppress(BrokenPipeError):  # the run was killed
+            os.write(self._ear, json.dumps(news).encode() + b"\n")
 
     def start(self, *, mode: str, wait: float, program: str, pid: int, **about: Any) -> None:
         """wandb.init, offline where the server cannot be reached or would want a key that is not there."""
@@ -124,7 +125,7 @@ def main() -> None:
     """Follow orders until `finish`; none of a kind that failed, for it might take long again."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are for the run, which tells what becomes of it
-    ear = os.fdopen(os.dup(1), "w")
+    ear = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what wandb prints is not for the terminal of the run
         os.dup2(nowhere, stream)
