@@ -128,8 +128,8 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 values |= {f"physics/{name}": value for name, value in physics.items()}
                 stopping.update(done, errors, couplings.weights)
             bar.set_postfix_str(report.progress(rule, objective, errors), refresh=False)
+            tracker.log(done, values)  # before the record, which says what was told
             metrics.write(done, values)
-            tracker.log(done, values)
             if validating:
                 checkpoint = snapshot(
                     network,

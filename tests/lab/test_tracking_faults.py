@@ -70,7 +70,7 @@ def tracked(train_run, folder: Path, untracked: Path, caplog: pytest.LogCaptureF
     return run.output, warning
 
 
-@pytest.mark.parametrize("behaviour", ["hangs", "fails", "is not there"])
+@pytest.mark.parametrize("behaviour", ["hangs", "fails"])
 def test_a_server_that_cannot_be_reached(
     behaviour: str,
     train_run,
@@ -88,10 +88,6 @@ def test_a_server_that_cannot_be_reached(
     server = Server(behaviour)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    if behaviour == "is not there":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
     with server.running():
         said, warning = tracked(train_run, tmp_path / "run", untracked, caplog)
     assert sum(waited) < WAIT + 3
@@ -99,7 +95,7 @@ def test_a_server_that_cannot_be_reached(
     (record,) = (tmp_path / "run" / "wandb").glob("*run-*")
     assert record.name.startswith("offline-run-")
     assert f"upload with: uv run wandb sync {record}" in said
-    assert bool(server.requests) == (behaviour != "is not there")
+    assert server.requests
     assert not server.elsewhere
 
 
