@@ -52,7 +52,8 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         folder=folder.path,
         name=f"evaluate-{splits.name}-{len(runs)}-runs",
         job_type="eval",
-        settings=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
+        settings=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+        | {"device": first.network.device.type, "backend": first.network.backend.value},
         silent=folder.silent,
     )
     with folder.job(), processes.last_words(), tracker:
@@ -85,15 +86,15 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
             "tasks": assessment.task_results(outcome),
         }
         folder.write_json("results.json", results)
-        tracker.summary(report.headline(results))
-        tracker.curves(results["tasks"])
+        tracker.results(results)
         if config.figures:
             curves = figures.error_curves(results["tasks"], folder.figures)
             tracker.images({"error_curves": curves})
         folder.say(f"{splits.name}: {report.scale(results['tasks'], steps=config.steps)}")
         folder.say(report.table(results["tasks"]))
         folder.say(report.comparisons(results["tasks"]))
-    print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command))
+    tracked = {"sync": tracker.sync_command, "url": tracker.url}
+    print(report.closing(folder.path, figures=config.figures, **tracked))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from attractor.images import pixel_mean
-from attractor.lab import assessment, checkpoints, report
+from attractor.lab import assessment, checkpoints, diagnostics, report
 from attractor.lab.build import build_candidates, build_data, build_network, build_rule, build_tasks
 from attractor.lab.config import Config, register
 from attractor.lab.distributed import Processes, refuse_draws
@@ -73,7 +73,9 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         folder=folder.path,
         name=f"{config.model.name}-{splits.name}-seed{config.seed}",
         job_type="train",
-        settings=settings,
+        settings=settings
+        | {"parameters": couplings.parameters, "device": network.device.type}
+        | {"backend": network.backend.value, "processes": processes.count},
         silent=folder.silent,
     )
 
@@ -121,21 +123,26 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 objective = processes.row_mean(step.objective, len(couplings.rows))
                 values[f"train/{rule.objective}"] = objective
             if validating:
-                errors = {
-                    task: choose(
-                        network,
-                        candidates,
-                        batch,
-                        screening_steps=config.train.validation_steps,
-                        steps=config.train.validation_steps,
-                    ).error
+                iterations = config.train.validation_steps
+                chosen = {
+                    task: choose(network, candidates, batch, screening_steps=iterations, steps=iterations)
                     for task, batch in validation.items()
                 }
+                errors = {task: choice.error for task, choice in chosen.items()}
                 values |= {f"val/{task}": error for task, error in errors.items()}
+                last = list(chosen)[-1]  # the task of the figure of overlaps too
+                physics = diagnostics.measure(
+                    network,
+                    chosen[last].retrieval,
+                    validation[last],
+                    steps=iterations,
+                    processes=processes,
+                )
+                values |= {f"physics/{name}": value for name, value in physics.items()}
                 stopping.update(done, errors, couplings.weights)
             bar.set_postfix_str(report.progress(rule, objective, errors), refresh=False)
+            tracker.log(done, values)  # before the record, which says what was told
             metrics.write(done, values)
-            tracker.log(done, values)
             pausing = done == config.train.stop_after and done < total
             ending = pausing or folder.signals.received is not None
             if validating or ending:
@@ -204,8 +211,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         if not processes.first:
             return value
         folder.write_json("results.json", results)
-        tracker.summary(report.headline(results) | {"objective": value})
-        tracker.curves(results["tasks"])
+        tracker.results(results, objective=value)
         if config.figures:
             if processes.count > 1:  # figures are drawn by one process, from all rows
                 network = build_network(config.model, mean, **placed)
@@ -219,7 +225,8 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         for warning in report.warnings(results["tasks"]):
             folder.say(f"warning: {warning}")
     seconds = time.perf_counter() - begin
-    print(report.closing(folder.path, figures=config.figures, sync=tracker.sync_command, seconds=seconds))
+    tracked = {"sync": tracker.sync_command, "url": tracker.url}
+    print(report.closing(folder.path, figures=config.figures, **tracked, seconds=seconds))
     return value
 
 

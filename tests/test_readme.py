@@ -75,6 +75,17 @@ def test_every_command_of_the_readme_runs(executed: Path) -> None:
         assert (executed / "outputs" / name / "results.json").is_file()
 
 
+def test_the_tracking_section_does_what_it_says(executed: Path) -> None:
+    """Its first command leaves an offline run, its second none."""
+    section = README.partition("## Tracking")[2].partition("\n## ")[0]
+    assert "folder=outputs/tracked" in section
+    assert "folder=outputs/untracked" in section
+    (record,) = (executed / "outputs/tracked/wandb").glob("offline-run-*/run-*.wandb")
+    assert record.stat().st_size > 0
+    assert (executed / "outputs/untracked/results.json").is_file()
+    assert not (executed / "outputs/untracked/wandb").exists()
+
+
 def test_every_python_block_of_the_readme_runs(
     executed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

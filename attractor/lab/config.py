@@ -180,8 +180,9 @@ class WandbConfig:
     mode: WandbMode = WandbMode.offline
     project: str = "attractor"
     entity: str | None = None
-    group: str | None = None
+    group: str | None = None  # null: the folder of the sweep, in a multirun
     tags: list[str] = field(default_factory=list)
+    wait_seconds: float = 30.0  # a run waits for wandb at most, in all
 
 
 @dataclass

@@ -33,9 +33,9 @@ def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float 
     """Check the configuration and the run folder, do the job, which enters the folder when it is ready.
 
     A known error ends the process with one line and its exit code (DESIGN.md section 5); anything else
-    keeps its traceback. In a sweep the errors of a job are its own (`run_job`), so that the other jobs go on. Of
-    several processes the first one speaks, the others only where it has not ended them. It alone heeds
-    signals: the others may wait in the middle of an operation, where no handler would run.
+    keeps its traceback. In a sweep the errors of a job are its own (`run_job`), so that the other jobs go
+    on. Of several processes the first one speaks, the others only where it has not ended them. It alone
+    heeds signals: the others may wait in the middle of an operation, where no handler would run.
     """
     rank, count = launched()
     hydra = HydraConfig.get()

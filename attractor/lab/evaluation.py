@@ -114,8 +114,12 @@ def overlaps(
     """
     curves = []
     for batch in batches:
-        original = network.encode(batch.original).flatten(1)
+        original = network.encode(batch.original)
         states = chain([network.start(batch)], islice(network.states(batch, retrieval), steps))
-        cosine = torch.nn.functional.cosine_similarity
-        curves.append(torch.stack([cosine(x.flatten(1), original) for x in states], 1))
+        curves.append(torch.stack([cosine(x, original) for x in states], 1))
     return torch.cat(curves)
+
+
+def cosine(state: Tensor, original: Tensor) -> Tensor:
+    """Overlap of whole states (B, N, D), each as one vector, (B,)."""
+    return torch.nn.functional.cosine_similarity(state.flatten(1), original.flatten(1))

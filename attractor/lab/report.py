@@ -131,6 +131,23 @@ def headline(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def rows(tasks: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The table as plain values, (columns, rows): a row for each model, error and chosen t of each task."""
+    names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
+    columns = ["model", *(f"{task} {what}" for task in tasks for what in ("mse", "t"))]
+    lines: list[list[Any]] = []
+    for name in names:
+        entries = [values["models"].get(name) for values in tasks.values()]
+        lines.append([name, *(value for entry in entries for value in _error_and_time(entry))])
+    return columns, lines
+
+
+def _error_and_time(entry: dict[str, Any] | None) -> tuple[float | None, int | None]:
+    if entry is None:
+        return None, None
+    return (entry["best"]["mse"], entry["best"]["t"]) if "best" in entry else (entry["mse"][0], None)
+
+
 def relative(path: Path) -> Path:
     """`path` as one would type it from here."""
     here = Path.cwd()
@@ -155,14 +172,19 @@ def comparisons(tasks: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def closing(folder: Path, *, figures: bool, sync: str | None, seconds: float | None = None) -> str:
+def closing(
+    folder: Path, *, figures: bool, sync: str | None, url: str | None = None, seconds: float | None = None
+) -> str:
     """Where everything is."""
     where = f"run folder   {relative(folder)}"
     if figures:
         where += f"      figures   {relative(folder / 'figures')}"
     lines = [where]
+    if url is not None:
+        lines.append(f"tracked at   {url}")
     if sync is not None:
-        lines.append(f"tracked offline; upload with: uv run {sync}")
+        what = "tracked offline" if url is None else "not all of it was uploaded"
+        lines.append(f"{what}; upload with: uv run {sync}")
     if seconds is not None:
         lines.append(f"{seconds:.0f} s in all")
     return "\n".join(lines)

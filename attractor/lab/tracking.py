@@ -1,24 +1,44 @@
-"""Tracking in wandb: never a prompt, never a crash of the run because of it.
+"""Tracking in wandb: never a prompt, never a crash, a changed number or a long wait because of it.
 
-Offline unless asked otherwise. Online without a key falls back to offline with one warning. wandb is
-imported only when it is used; metrics.jsonl in the run folder is the complete record, wandb a copy.
+wandb runs in a process of its own (see `witness`), which is told what happens and never waited for, but at
+the end, for at most `wandb.wait_seconds`; then it is ended. Offline unless asked otherwise; online without
+a key or a server falls back to offline with one warning. metrics.jsonl in the run folder is the complete
+record, wandb a copy.
 """
 
+import json
 import logging
 import os
-import warnings
+import secrets
+import select
+import shlex
+import string
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from attractor.lab import report
 from attractor.lab.config import WandbConfig, WandbMode
-from attractor.lab.report import relative
+from attractor.lab.errors import Terminated
+from attractor.lab.provenance import commit
 
 log = logging.getLogger("attractor")
+_WITNESS = Path(__file__).with_name("witness.py")
+_INTERRUPTED = 5.0  # seconds that a run waits for wandb when it was told to end
 
 
 class Tracker:
-    """A wandb run, or nothing if disabled; a context manager, so that it always finishes."""
+    """A wandb run, or nothing if disabled; a context manager, so that it always finishes.
+
+    A run that goes on keeps its id, and tells nothing twice: what it had already told, up to the last line
+    of metrics.jsonl when it is entered, is left out.
+    """
 
     def __init__(
         self,
@@ -36,85 +56,104 @@ class Tracker:
         self._name = name
         self._job_type = job_type
         self._settings = settings
-        self._silent = silent
-        self._run: Any = None
-        self._sync_command: str | None = None
-        self._environment: dict[str, str | None] = {}
+        self._off = silent or config.mode is WandbMode.disabled
+        self._id = ""
+        self._told = 0  # the last step that an earlier part of the run has told
+        self._channel: _Channel | None = None
+        self._warned = False
+        self.url: str | None = None  # where an online run can be seen
 
     def __enter__(self) -> "Tracker":
-        if self._silent or self._config.mode is WandbMode.disabled:
+        if self._off:
             return self
-        self._environment = {name: os.environ.get(name) for name in ("WANDB_DATA_DIR", "WANDB_SILENT")}
-        # offline artifacts would otherwise go to the home folder
-        os.environ["WANDB_DATA_DIR"] = str(self._folder / "wandb")
-        os.environ["WANDB_SILENT"] = "true"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._run = self._tried("start", self._start)
-        return self
-
-    def _start(self) -> Any:
-        import wandb
-
-        mode = WandbMode.offline if self._config.mode is WandbMode.dryrun else self._config.mode
-        if mode is WandbMode.online and not wandb.login(prompt=False, verify=False):
-            log.warning("wandb has no key: tracking offline (wandb login, or WANDB_API_KEY)")
-            mode = WandbMode.offline
-        run = wandb.init(
-            mode=mode.value,
+        environment = {
+            "WANDB_DATA_DIR": str(
+                self._folder / "wandb"
+            ),  # artifacts would otherwise go to the home folder
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",  # to others than the server that was asked for
+        }
+        try:
+            self._id, self._told = self._identity()
+            self._channel = _Channel(os.environ | environment)
+        except OSError as error:
+            self._warn(f"wandb could not start ({error}); the run goes on without it")
+            return self
+        dryrun = self._config.mode is WandbMode.dryrun
+        self._tell(
+            "start",
+            mode="offline" if dryrun else self._config.mode.value,
+            wait=self._config.wait_seconds,
+            pid=os.getpid(),
+            program=sys.argv[0],
             project=self._config.project,
             entity=self._config.entity,
-            group=self._config.group,
-            tags=self._config.tags,
+            group=self._config.group or sweep_name(),
+            tags=list(self._config.tags),
             name=self._name,
             job_type=self._job_type,
-            config=self._settings,
+            config=self._settings | {"git": commit()},
+            id=self._id,
+            resume="allow",
             dir=str(self._folder),
-            settings=wandb.Settings(init_timeout=30, console="off"),
         )
-        run.define_metric("*", step_metric="step")
-        if mode is WandbMode.offline:
-            self._sync_command = f"wandb sync {relative(Path(run.dir).parent)}"
-        return run
+        return self
+
+    def _identity(self) -> tuple[str, int]:
+        """The id of the run in wandb, kept in the run folder, and the last step it was told."""
+        path = self._folder / "wandb" / "id"
+        if path.exists():
+            return path.read_text().strip(), _last_step(self._folder / "metrics.jsonl")
+        # an agent of a wandb sweep has chosen one
+        chosen = None if sweep_name() else os.environ.get("WANDB_RUN_ID")
+        letters = string.ascii_lowercase + string.digits
+        identity = chosen or "".join(secrets.choice(letters) for _ in range(8))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(identity)
+        return identity, 0
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Scalars, under names like train/rate."""
-        self._tried("log", lambda: self._run.log({"step": step} | values))
+        if step > self._told:
+            self._tell("log", step=step, values=values)
 
-    def curves(self, tasks: dict[str, Any]) -> None:
-        """The error curves of results.json, as a table for each task: model, t, error."""
-        self._tried("log", lambda: self._log_curves(tasks))
-
-    def _log_curves(self, tasks: dict[str, Any]) -> None:
-        import wandb
-
-        for task, values in tasks.items():
-            rows = [
-                [model, t, error]
-                for model, entry in values["models"].items()
-                for t, error in enumerate(entry["mse"], start=1)
+    def results(self, results: dict[str, Any], **more: float) -> None:
+        """results.json: its headline numbers and `more`, a table of all models, the curves of each task."""
+        tables: dict[str, Any] = {"results": report.rows(results["tasks"])}
+        charts: dict[str, Any] = {}
+        for task, values in results["tasks"].items():
+            models = values["models"]
+            points = [
+                [model, t, *point]
+                for model, entry in models.items()
+                for t, point in enumerate(zip(entry["mse"], entry["std"], strict=True), start=1)
             ]
-            self._run.log({f"{task}/curves": wandb.Table(columns=["model", "t", "mse"], data=rows)})
+            tables[f"{task}/curves"] = (["model", "t", "mse", "std over images"], points)
+            steps = max(len(entry["mse"]) for entry in models.values())
+            # a model of one shot is the same at every t
+            lines = {
+                report.title(model): entry["mse"] * (steps if len(entry["mse"]) == 1 else 1)
+                for model, entry in models.items()
+            }
+            charts[f"{task}/error"] = (f"{report.TASK_WORDS[task]}: mean squared error", lines)
+        summary = report.headline(results) | results.get("cost", {}) | more
+        self._tell("results", summary=summary, tables=tables, charts=charts)
 
     def images(self, files: dict[str, Path]) -> None:
         """Pictures and animations, by path."""
-        for name, path in files.items():
-            self._tried("log", lambda name=name, path=path: self._log_image(name, path))
-
-    def _log_image(self, name: str, path: Path) -> None:
-        import wandb
-
-        media = wandb.Video(str(path)) if path.suffix == ".gif" else wandb.Image(str(path))
-        self._run.log({name: media})
-
-    def summary(self, values: dict[str, Any]) -> None:
-        """Headline numbers of the run."""
-        self._tried("summarise", lambda: self._run.summary.update(values))
+        self._tell("media", files={name: str(path) for name, path in files.items()})
 
     @property
     def sync_command(self) -> str | None:
-        """What uploads an offline run, or None."""
-        return self._sync_command
+        """What uploads all parts of a run that are only on disk, or None."""
+        # wandb puts the parts of a run that went on together itself, by their id and in order of time
+        parts = sorted((self._folder / "wandb").glob(f"*run-*-{self._id}")) if self._id else []
+        parts = [p for p in parts if any(p.glob("*.wandb")) and not any(p.glob("*.synced"))]
+        if not parts:
+            return None
+        online = any(part.name.startswith("run-") for part in parts)
+        flags = ["--include-online"] if online else []
+        return shlex.join(["wandb", "sync", *flags, *(str(report.relative(part)) for part in parts)])
 
     def __exit__(
         self,
@@ -122,21 +161,121 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._tried("finish", lambda: self._run.finish(exit_code=0 if error is None else 1))
-        self._run = None
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    def _tried(self, what: str, action: Any) -> Any:
-        """wandb is a witness: when it fails, the run goes on without it."""
-        if self._run is None and what != "start":
-            return None
+        if self._channel is None:
+            return
+        self._tell("finish", exit_code=0 if error is None else 1)
+        seconds = self._config.wait_seconds
+        if isinstance(error, KeyboardInterrupt | Terminated):
+            seconds = min(seconds, _INTERRUPTED)
+        deadline = time.monotonic() + seconds
+        finished = False
         try:
-            return action()
-        except Exception as error:  # whatever wandb raises, the numbers are in the run folder
-            log.warning("wandb could not %s (%s); the run goes on without it", what, error)
-            self._run = None
-            return None
+            while not finished and (left := deadline - time.monotonic()) > 0:
+                finished = self._hear(self._channel.exchange(left))
+                if not self._channel.alive:
+                    break
+        finally:
+            ended = self._channel.close(grace=1.0 if finished else 0.0)
+        if not finished:
+            why = "its process has ended" if ended else f"it took more than {seconds:g} s"
+            self._warn(f"wandb did not finish: {why}; the run is complete without it")
+
+    def _tell(self, what: str, **order: Any) -> None:
+        """Send an order, and hear what there is to hear, without waiting."""
+        if self._channel is None:
+            return
+        self._channel.send({"do": what} | order)
+        self._hear(self._channel.exchange(0))
+
+    def _hear(self, news: list[dict[str, Any]]) -> bool:
+        """Whether wandb has finished."""
+        finished = False
+        for item in news:
+            if "warning" in item:
+                self._warn(item["warning"])
+            self.url = item.get("url", self.url)
+            finished = finished or "finished" in item
+        return finished
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:  # what fails once fails again, and one line says it
+            log.warning("%s", text)
+        self._warned = True
+
+
+class _Channel:
+    """The witness process: orders go in, news come out, and nothing here waits unless it is asked to."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        # -P: the modules beside the script are not for its imports
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_WITNESS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the run
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
+        os.set_blocking(self._in.fileno(), False)
+        self._unsent = bytearray()
+        self._unread = b""
+        self.alive = True
+
+    def send(self, order: dict[str, Any]) -> None:
+        self._unsent += json.dumps(order).encode() + b"\n"
+
+    def exchange(self, seconds: float) -> list[dict[str, Any]]:
+        """Send what the pipe takes; return what has come, waiting at most so long for something to do."""
+        if not self.alive:
+            return []
+        sending = [self._in] if self._unsent else []
+        readable, writable, _ = select.select([self._out], sending, [], seconds)
+        try:
+            if writable:
+                del self._unsent[: self._in.write(self._unsent) or 0]
+        except BrokenPipeError:
+            self._unsent.clear()
+        if not readable:
+            return []
+        received = os.read(self._out.fileno(), 65536)
+        self.alive = bool(received)
+        *lines, self._unread = (self._unread + received).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def close(self, *, grace: float) -> bool:
+        """End the process after so many seconds; return whether it had ended by itself."""
+        for pipe in (self._in, self._out):
+            pipe.close()
+        try:
+            self._process.wait(grace if self.alive else 1.0)
+            return True
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return False
+
+
+def sweep_name() -> str | None:
+    """The folder of the sweep that this run is a job of, by which its runs are grouped; None without one.
+
+    A folder named by its time only is preceded by its day.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    folder = Path(HydraConfig.get().sweep.dir)
+    day = folder.parent.name
+    dated = len(day) == 10 and day.replace("-", "").isdigit()
+    return f"{day} {folder.name}" if dated else folder.name
+
+
+def _last_step(metrics: Path) -> int:
+    """The step of the last whole line of metrics.jsonl; 0 without one."""
+    try:
+        whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return int(json.loads(whole[-1])["step"]) if whole else 0
+    except (OSError, ValueError, KeyError):
+        return 0

@@ -46,6 +46,7 @@ def validate(config: Config) -> None:
         ("eval.overlap_images", evaluation.overlap_images),
         ("threads", config.threads),
         ("data.train_images", config.data.train_images),
+        ("wandb.wait_seconds", config.wandb.wait_seconds),
         *(("each of dynamics.inverse_temperatures", c) for c in dynamics.inverse_temperatures),
         *(("each of dynamics.evidence", strength) for strength in dynamics.evidence),
     ]
@@ -97,6 +98,7 @@ def validate_comparison(config: CompareConfig) -> None:
         ("steps", config.steps),
         ("batch_size", config.batch_size),
         ("threads", config.threads),
+        ("wandb.wait_seconds", config.wandb.wait_seconds),
     ):
         if value is not None:
             _positive(name, value)
