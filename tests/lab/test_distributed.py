@@ -170,7 +170,8 @@ def test_processes_agree_to_the_last_bit(
         drawn, expected = ({f.name for f in (p / "figures").iterdir()} for p in (folder, trained.path))
         assert drawn == expected
         for name in drawn:
-            if name.endswith(".png"):
+            # the curve of training has the objective at validations only, see below
+            if name.endswith(".png") and name != "training.png":
                 mine, theirs = ((p / "figures" / name).read_bytes() for p in (folder, trained.path))
                 assert mine == theirs, name
 

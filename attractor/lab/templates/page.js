@@ -59,7 +59,7 @@
     const [right, bottom] = [width - margin.right, height - margin.bottom];
     const errors = scene.errors[example];
     // the corrupted image, at t = 0, may be far off: its line comes from above
-    const top = 1.15 * Math.max(...errors.slice(1), ...scene.mean.slice(1));
+    const top = 1.15 * Math.max(...errors.slice(1), ...scene.mean.slice(1), 1e-6);
     const down = (error) => bottom - (error / top) * (bottom - margin.top);
     const line = (values) => values.map((error, i) => `${across(times[i])},${down(error)}`).join(" ");
     svg.replaceChildren();
