@@ -136,7 +136,7 @@ def alone(worker: ModuleType) -> dict[Backend, tuple[dict[str, Any], dict[str, A
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_agree_to_the_last_bit(
-    count: int, alone, trained, torchrun: Torchrun, tmp_path: Path
+    count: int, alone, trained, read_scenes, torchrun: Torchrun, tmp_path: Path
 ) -> None:
     """Couplings after 20 steps, states after 20 iterations and results.json are those of one process.
 
@@ -174,6 +174,7 @@ def test_processes_agree_to_the_last_bit(
             if name.endswith(".png") and name != "training.png":
                 mine, theirs = ((p / "figures" / name).read_bytes() for p in (folder, trained.path))
                 assert mine == theirs, name
+        assert read_scenes(folder) == read_scenes(trained.path)
 
     # the objective is known at validations only, and there it is that of all rows
     mine, theirs = (

@@ -1,6 +1,9 @@
 """report.html: what is written in it. What a browser makes of it is tested in test_page_browser."""
 
 import json
+import os
+import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import islice
 from pathlib import Path
@@ -222,3 +225,23 @@ def test_runs_are_compared_in_a_page(
         same = alone.get((scene["task"], scene["row"].removeprefix("first: ")))
         if same is not None:
             np.testing.assert_array_equal(read_sheet(scene["sheet"]), read_sheet(same["sheet"]))
+
+
+def test_processes_that_share_a_comparison_write_the_same_page(
+    trained, read_scenes, root: Path, tmp_path: Path
+) -> None:
+    """The process that writes the page has rows of J only; the states it shows are those of all rows.
+
+    It must neither wait for processes that have ended nor iterate half a network.
+    """
+    folder = tmp_path / "compared"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *("evaluate.py", f"runs=[{trained.path}]", f"folder={folder}", "images=9", "steps=6"),
+        *("batch_size=4", "wandb=disabled"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report.html") == 1
+    assert read_scenes(folder) == read_scenes(trained.path)

@@ -175,6 +175,22 @@ def test_every_row_has_its_states(opened: Chrome, scenes: Scenes) -> None:
     assert "chosen on validation images" in opened.find_element(By.ID, "said").text
 
 
+def test_the_row_stays_when_the_task_changes(browser: Chrome, trained, read_scenes, tmp_path: Path) -> None:
+    """The run that is looked at in one task is looked at in the other, where it has that row."""
+    masked, *denoise = read_scenes(trained.path)
+    several = [masked, masked | {"row": denoise[1]["row"]}, *denoise]
+    text = (trained.path / "report.html").read_text(encoding="utf-8")
+    head, opening, rest = text.partition('<script type="application/json" id="scenes">')
+    path = tmp_path / "several.html"
+    path.write_text(head + opening + json.dumps(several) + rest[rest.index("</script>") :])
+    visit(browser, path)
+    select = Select(browser.find_element(By.ID, "row"))
+    select.select_by_visible_text(denoise[1]["row"])
+    for label in reversed(browser.find_elements(By.CSS_SELECTOR, "#tasks label")):
+        label.click()
+        assert select.first_selected_option.text == denoise[1]["row"]
+
+
 def test_play_goes_from_the_corrupted_image_to_the_end(opened: Chrome) -> None:
     """Every t is shown once, from 0 to T, and then it stops; a second press pauses."""
     opened.execute_script(
