@@ -9,11 +9,12 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from attractor.lab import assessment, figures, report
+from attractor.lab import assessment, figures, page, report
 from attractor.lab.build import build_data, build_tasks
 from attractor.lab.config import CompareConfig, register
 from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.entry import launch
+from attractor.lab.examples import watch
 from attractor.lab.folder import RunFolder
 from attractor.lab.runs import enough_steps, load_run, same_data
 from attractor.lab.tracking import Tracker
@@ -29,7 +30,7 @@ def main(raw: DictConfig) -> None:
 
 
 def compare(config: CompareConfig, folder: RunFolder, processes: Processes | None = None) -> None:
-    """Load the runs, evaluate them and the references, write results.json, table and figure.
+    """Load the runs, evaluate them and the references, write results.json, table, figure and page.
 
     Several processes share the rows of the couplings; the first one alone has references and results.
     """
@@ -87,12 +88,25 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         }
         folder.write_json("results.json", results)
         tracker.results(results)
+        drawn = {}
         if config.figures:
-            curves = figures.error_curves(results["tasks"], folder.figures)
-            tracker.images({"error_curves": curves})
-        folder.say(f"{splits.name}: {report.scale(results['tasks'], steps=config.steps)}")
+            drawn["error_curves"] = figures.error_curves(results["tasks"], folder.figures)
+            tracker.images(drawn)
+        scale = report.scale(results["tasks"], steps=config.steps)
+        folder.say(f"{splits.name}: {scale}")
         folder.say(report.table(results["tasks"]))
         folder.say(report.comparisons(results["tasks"]))
+        if config.figures:
+            if processes.count > 1:  # the states are those of all rows, which one process has to hold
+                runs = [load_run(run, device=config.device, backend=config.backend) for run in config.runs]
+            networks = {name: run.network for name, run in zip(names, runs, strict=True)}
+            page.write(
+                folder,
+                results,
+                heading=f"{len(runs)} runs on {splits.name}: {scale}",
+                figures=drawn,
+                trajectories=watch(networks, outcome, steps=config.steps),
+            )
     tracked = {"sync": tracker.sync_command, "url": tracker.url}
     print(report.closing(folder.path, figures=config.figures, **tracked))
 

@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from attractor.images import pixel_mean
-from attractor.lab import assessment, checkpoints, diagnostics, report
+from attractor.lab import assessment, checkpoints, diagnostics, page, report
 from attractor.lab.build import build_candidates, build_data, build_network, build_rule, build_tasks
 from attractor.lab.config import Config, register
 from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.drawing import draw_run
 from attractor.lab.entry import launch
 from attractor.lab.errors import Paused
+from attractor.lab.examples import watch
 from attractor.lab.folder import RunFolder
 from attractor.lab.objective import measured
 from attractor.lab.resuming import refuse_pause, restore, snapshot
@@ -217,13 +218,28 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 network = build_network(config.model, mean, **placed)
                 best = checkpoints.load(folder.checkpoints, step=stopping.best_step)
                 checkpoints.fill(network.energy.couplings.weights, best, folder.path)
-            drawn = draw_run(config, network, splits, tasks, references, outcome, results, folder.figures)
+            trajectories = watch({config.model.name: network}, outcome, steps=config.eval.steps)
+            drawn = draw_run(
+                config,
+                network,
+                splits,
+                tasks,
+                references,
+                outcome,
+                results,
+                trajectories,
+                folder.path / "metrics.jsonl",
+                folder.figures,
+            )
             tracker.images(drawn)
         folder.say(f"couplings of step {stopping.best_step} of {done}, chosen on validation images")
         folder.say(report.scale(results["tasks"], steps=config.eval.steps))
         folder.say(report.table(results["tasks"]))
         for warning in report.warnings(results["tasks"]):
             folder.say(f"warning: {warning}")
+        if config.figures:
+            heading = report.header(config, splits, network)
+            page.write(folder, results, heading=heading, figures=drawn, trajectories=trajectories)
     seconds = time.perf_counter() - begin
     tracked = {"sync": tracker.sync_command, "url": tracker.url}
     print(report.closing(folder.path, figures=config.figures, **tracked, seconds=seconds))

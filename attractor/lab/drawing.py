@@ -10,7 +10,8 @@ from attractor.lab import figures, portraits
 from attractor.lab.assessment import Assessment
 from attractor.lab.config import REFERENCES, Config
 from attractor.lab.evaluation import corruptions, overlaps
-from attractor.lab.network import AttractorNetwork, Recall
+from attractor.lab.examples import Trajectories
+from attractor.lab.network import AttractorNetwork
 from attractor.lab.report import title
 
 
@@ -22,28 +23,28 @@ def draw_run(
     reference_models: dict[str, Reconstructor],
     assessment: Assessment,
     results: dict[str, Any],
+    trajectories: Trajectories,
+    metrics: Path,
     folder: Path,
 ) -> dict[str, Path]:
-    """Draw everything; name -> PNG or GIF."""
-    steps = config.eval.steps
-    drawn = {"error_curves": figures.error_curves(results["tasks"], folder)}
-    for task, rows in assessment.choices.items():
-        batch = assessment.batches[task][0]
+    """Draw everything; name -> PNG or GIF. metrics: metrics.jsonl of the run."""
+    drawn = {
+        "error_curves": figures.error_curves(results["tasks"], folder),
+        "training": figures.training_curves(metrics, folder, selected=results["cost"]["selected_step"]),
+    }
+    for task, rows in trajectories.items():
         errors = results["tasks"][task]["models"]
         reference = min((errors[name]["mse"][0], name) for name in REFERENCES)[1]  # the best one
-        for row, choice in rows.items():
+        for row, trajectory in rows.items():
             name = f"grid_{task}" + row.removeprefix(config.model.name).replace("+", "_")
             drawn[name] = portraits.retrieval_grid(
-                Recall(network, choice.retrieval),
+                trajectory,
                 (title(reference), reference_models[reference]),
-                batch,
                 folder,
                 name=name,
-                steps=steps,
-                heading=f"{title(row)}: {choice.retrieval.describe()}",
+                heading=f"{title(row)}: {trajectory.retrieval.describe()}",
             )
-        plain = Recall(network, rows[config.model.name].retrieval)
-        drawn[f"trajectory_{task}"] = portraits.trajectory_gif(plain, batch, folder, steps=steps)
+        drawn[f"trajectory_{task}"] = portraits.trajectory_gif(rows[config.model.name], folder)
     last = list(tasks)[-1]
     curves = {}
     for row, choice in assessment.choices[last].items():
@@ -57,7 +58,7 @@ def draw_run(
                     seed=config.eval.seed,
                     batch_size=config.eval.batch_size,
                 ),
-                steps=steps,
+                steps=config.eval.steps,
             )
             for name, images in (("training", splits.train), ("test", splits.test))
         }

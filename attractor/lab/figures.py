@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which stay distinct for colour-blind readers; line 
 Pictures of the network itself are in `portraits`.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ STYLE: Any = {
     "pdf.fonttype": 42,
 }
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_OBJECTIVES = {
+    "train/log_pseudo_likelihood": "log pseudo-likelihood (nats/token)",
+    "train/negative_energy": "negative energy",
+}
 REFERENCE_STYLES = {"training_mean": ":", "regression": "--", "memory": "-."}
 
 
@@ -95,6 +100,36 @@ def _error_panel(axes: Axes, values: dict[str, Any], colours: dict[str, str]) ->
     axes.set_ylim(0, 1.08 * top)
     axes.set_xlabel("iteration $t$")
     axes.set_ylabel("mean squared error (pixel$^2$)")
+
+
+def training_curves(metrics: Path, folder: Path, *, selected: int) -> Path:
+    """What training climbs, and the validation errors, against the step, from metrics.jsonl.
+
+    The dotted line is the step whose couplings were kept. A one-shot rule climbs nothing and has one panel.
+    """
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    climbed = {key: name for key, name in _OBJECTIVES.items() if any(key in line for line in lines)}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PAGE if climbed else COLUMN, 2.3), layout="constrained")
+        *left, right = figure.subplots(1, 2 if climbed else 1, squeeze=False)[0]
+        for axes, (key, name) in zip(left, climbed.items(), strict=True):
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            axes.plot(*zip(*points, strict=True), color=MODEL_COLOURS[0], linewidth=0.8)
+            axes.set_title("objective, on the jittered images of each batch")
+            axes.set_ylabel(name)
+        for task, colour in zip(TASK_WORDS, MODEL_COLOURS, strict=False):
+            points = [(line["step"], line[f"val/{task}"]) for line in lines if f"val/{task}" in line]
+            if points:
+                style: Any = {"color": colour, "marker": "o", "markersize": 2.5}
+                right.plot(*zip(*points, strict=True), label=TASK_WORDS[task], **style)
+        right.set_ylim(0, None)
+        right.set_title("error on validation images")
+        right.set_ylabel("mean squared error (pixel$^2$)")
+        for axes in (*left, right):
+            axes.axvline(selected, color="0.45", linestyle=":", label=f"step {selected:,}, kept", zorder=0)
+            axes.set_xlabel("step")
+        right.legend(frameon=False)
+        return save(figure, folder, "training")
 
 
 def overlap_curves(

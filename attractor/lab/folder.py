@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind, and how it says what became of it.
 
-config.yaml  status.json  metrics.jsonl  train.log  results.json  checkpoints/  figures/  wandb/
+config.yaml  status.json  metrics.jsonl  train.log  results.json  report.html
+checkpoints/  figures/  wandb/
 """
 
 import errno
@@ -90,13 +91,16 @@ class RunFolder:
         return self.path / "figures"
 
     def write_json(self, name: str, value: Any) -> None:
+        """A value as a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
         """Write a whole file or none: to a temporary name, flushed, renamed."""
         if self._removed():
             raise OutputError(f"{self.path} was removed while the run was going on")
         temporary = self.path / f".{name}.writing"
-        with temporary.open("w") as handle:
-            json.dump(value, handle, indent=2)
-            handle.write("\n")
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.rename(self.path / name)
@@ -211,7 +215,7 @@ class SilentFolder(RunFolder):
     def _check_free(self) -> None:
         """The process that keeps the folder looks."""
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_text(self, name: str, text: str) -> None:
         """Nothing."""
 
     def metrics(self, *, done: int = 0) -> "MetricsFile":

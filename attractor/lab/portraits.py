@@ -1,6 +1,5 @@
 """Pictures of a network itself: what it learned, what it attends to, how it moves."""
 
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,9 +9,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from attractor.images import Corrupted, Reconstructor, grid_side
+from attractor.images import Reconstructor, grid_side
+from attractor.lab.examples import Trajectory, first_images, seen, visible
 from attractor.lab.figures import PAGE, STYLE, image_grid, save, show
-from attractor.lab.network import AttractorNetwork, Recall
+from attractor.lab.network import AttractorNetwork
 from attractor.physics import Hopfield, Pairwise
 
 GRID_TIMES = (1, 5, 20, 100)
@@ -20,53 +20,24 @@ _GIF_TIMES = (*range(21), 25, 30, 40, 50, 75, 100)
 
 
 def retrieval_grid(
-    recall: Recall,
+    trajectory: Trajectory,
     reference: tuple[str, Reconstructor],
-    batch: Corrupted,
     folder: Path,
     *,
     name: str,
-    steps: int,
     heading: str,
     rows: int = 6,
 ) -> Path:
     """original | corrupted | t = 1, 5, 20, 100 and the chosen t | reference, for the first images."""
-    few = first_images(batch, rows)
-    states = list(islice(recall.reconstruct(few), steps))
-    chosen = recall.retrieval.steps or 1
+    few = first_images(trajectory.images, rows)
     columns = [("original", few.original), ("corrupted", seen(few))]
-    for t in sorted({*GRID_TIMES, chosen}):
-        if t <= steps:
-            text = f"$t={t}$, chosen" if t == chosen else f"$t={t}$"
-            columns.append((text, visible(states[t - 1], few)))
+    for t in sorted({*GRID_TIMES, trajectory.chosen}):
+        if t <= trajectory.steps:
+            text = f"$t={t}$, chosen" if t == trajectory.chosen else f"$t={t}$"
+            columns.append((text, trajectory.shown(t)[:rows]))
     title, model = reference
     columns.append((title, visible(next(iter(model.reconstruct(few))), few)))
     return image_grid(columns, folder, name, heading=heading)
-
-
-def seen(batch: Corrupted) -> Tensor:
-    """What a model sees; hidden pixels grey, so that they do not look black."""
-    if batch.pixel_mask is None:
-        return batch.corrupted
-    return torch.where(batch.pixel_mask, 0.5, batch.corrupted)
-
-
-def visible(prediction: Tensor, batch: Corrupted) -> Tensor:
-    """A prediction with the visible pixels of a masked image put back."""
-    if batch.pixel_mask is None:
-        return prediction
-    return torch.where(batch.pixel_mask, prediction, batch.original)
-
-
-def first_images(batch: Corrupted, count: int) -> Corrupted:
-    """The first images of a batch."""
-    return Corrupted(
-        batch.task,
-        batch.original[:count],
-        batch.corrupted[:count],
-        None if batch.mask is None else batch.mask[:count],
-        None if batch.pixel_mask is None else batch.pixel_mask[:count],
-    )
 
 
 def coupling_matrices(network: AttractorNetwork, folder: Path) -> Path | None:
@@ -149,17 +120,16 @@ def attention_maps(network: AttractorNetwork, pixels: Tensor, folder: Path) -> P
         return save(figure, folder, "attention")
 
 
-def trajectory_gif(recall: Recall, batch: Corrupted, folder: Path, *, steps: int) -> Path:
-    """original | corrupted | state at t, for the first image of a batch, as an animation."""
-    few = first_images(batch, 1)
-    states = [visible(pixels, few) for pixels in islice(recall.reconstruct(few), steps)]
+def trajectory_gif(trajectory: Trajectory, folder: Path) -> Path:
+    """original | corrupted | state at t, for the first image, as an animation."""
+    images = trajectory.images
     frames = [
-        _frame(few.original[0], seen(few)[0], (states[t - 1] if t else seen(few))[0], t)
+        _frame(images.original[0], seen(images)[0], trajectory.shown(t)[0], t)
         for t in _GIF_TIMES
-        if t <= steps
+        if t <= trajectory.steps
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"trajectory_{batch.task}.gif"
+    path = folder / f"trajectory_{images.task}.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=250, loop=0)
     return path
 

@@ -85,17 +85,19 @@ def scale(tasks: dict[str, Any], *, steps: int) -> str:
     return f"{images:,} test images, {steps} iterations"
 
 
-def table(tasks: dict[str, Any]) -> str:
-    """Test errors, a row for each model, at the t chosen on validation; behind it the lowest, if other."""
+def table_rows(tasks: dict[str, Any]) -> dict[str, list[str]]:
+    """Model -> its cells, one for each task: the test error at the t chosen on validation, then the lowest
+    over t, if it is another. Learned models first.
+    """
     names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
-    names.sort(key=REFERENCES.__contains__)  # learned models first
-    titles = {name: title(name) for name in names}
-    columns = [
-        [task, *(_cell(values["models"].get(name)) for name in names)] for task, values in tasks.items()
-    ]
-    columns.insert(0, ["", *titles.values()])
-    widths = [max(map(len, column)) + 2 for column in columns]
-    rows = zip(*columns, strict=True)
+    names.sort(key=REFERENCES.__contains__)
+    return {name: [_cell(values["models"].get(name)) for values in tasks.values()] for name in names}
+
+
+def table(tasks: dict[str, Any]) -> str:
+    """Test errors, a row for each model."""
+    rows = [["", *tasks], *([title(name), *cells] for name, cells in table_rows(tasks).items())]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     cells = (zip(row, widths, strict=True) for row in rows)
     return "\n".join("  " + "".join(f"{c:<{w}}" for c, w in row).rstrip() for row in cells)
 

@@ -1,8 +1,10 @@
 """Configurations as the commands compose them, and one small trained run that many tests look at."""
 
+import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from attractor.images import ImageSplits, pixel_mean, synthetic
 from attractor.lab.build import build_network
@@ -229,3 +233,29 @@ def make_network(splits: ImageSplits) -> Callable[..., AttractorNetwork]:
         return network
 
     return make
+
+
+@pytest.fixture(scope="session")
+def read_sheet() -> Callable[[str], np.ndarray]:
+    """A function that reads the pixels of a picture inside a page from its address."""
+
+    def read(address: str) -> np.ndarray:
+        kind, _, content = address.partition(",")
+        assert kind == "data:image/png;base64"
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def read_scenes() -> Callable[[Path], list[dict[str, Any]]]:
+    """A function that reads what the slider of a run's report.html moves over, see `page.scenes`."""
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        text = (path / "report.html").read_text(encoding="utf-8")
+        found = re.search(r'<script type="application/json" id="scenes">(.*?)</script>', text, re.DOTALL)
+        assert found is not None
+        scenes: list[dict[str, Any]] = json.loads(found[1])
+        return scenes
+
+    return read

@@ -1,6 +1,8 @@
 """Figures: all of them are there, in both formats, at their size, with the numbers of the results."""
 
+import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,13 @@ from attractor.lab import figures, load_run, portraits
 from attractor.lab.build import build_network
 from attractor.lab.config import CouplingsName, DeviceName, MeasureName, ModelConfig
 from attractor.lab.evaluation import corruptions
+from attractor.lab.examples import Trajectory, first_images
 from attractor.lab.figures import COLUMN, PAGE
 from attractor.lab.network import Recall
 
 PLOTS = {
     "error_curves": PAGE,
+    "training": PAGE,
     "overlap": COLUMN,
     "couplings": PAGE,
     "attention": PAGE,
@@ -107,6 +111,34 @@ def test_error_curves_are_the_results(trained, drawn: list[Figure], tmp_path: Pa
             np.testing.assert_array_equal(lines[label].get_ydata(), values["models"][name]["mse"] * 2)
 
 
+def test_training_curves_are_the_metrics(trained, drawn: list[Figure], tmp_path: Path) -> None:
+    """The objective of every step, the validation errors where there are any, and the step that was kept.
+
+    A validation error drawn at the wrong step would show another training than took place.
+    """
+    selected = trained.results["cost"]["selected_step"]
+    figures.training_curves(trained.path / "metrics.jsonl", tmp_path, selected=selected)
+    lines = [json.loads(line) for line in (trained.path / "metrics.jsonl").read_text().splitlines()]
+    climb, errors = drawn[0].axes
+    np.testing.assert_array_equal(climb.lines[0].get_xdata(), [1, 2, 3, 4, 5, 6])
+    objective = [line["train/log_pseudo_likelihood"] for line in lines]
+    np.testing.assert_array_equal(climb.lines[0].get_ydata(), objective)
+    for curve, task in zip(errors.lines, ("masked", "denoise"), strict=False):
+        np.testing.assert_array_equal(curve.get_xdata(), [2, 4, 6])
+        np.testing.assert_array_equal(curve.get_ydata(), [lines[i][f"val/{task}"] for i in (1, 3, 5)])
+    for axes in (climb, errors):
+        assert list(axes.lines[-1].get_xdata()) == [selected] * 2
+
+
+def test_a_rule_of_one_shot_has_one_panel(drawn: list[Figure], tmp_path: Path) -> None:
+    """Hebb's rule climbs nothing: no empty panel, and one task where one was trained for."""
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(json.dumps({"step": 1, "train/rate": 1.0, "val/masked": 0.05}) + "\n")
+    figures.training_curves(metrics, tmp_path, selected=1)
+    (axes,) = drawn[0].axes
+    assert [line.get_label() for line in axes.lines] == ["masked prediction", "step 1, kept"]
+
+
 def test_overlap_curves_are_means_over_images(drawn: list[Figure], tmp_path: Path) -> None:
     """Lines are means over images against t = 0, 1, ...: train solid, test dashed, in one colour.
 
@@ -139,13 +171,12 @@ def test_a_grid_shows_the_trajectory(trained, drawn: list[Figure], tmp_path: Pat
     retrieval = replace(run.choices["masked"]["bare_attention"].retrieval, steps=3)
     recall = Recall(run.network, retrieval)
     reference = ("training mean", TrainingMean(splits.train))
-    portraits.retrieval_grid(
-        recall, reference, batch, tmp_path, name="grid", steps=6, heading="head", rows=2
-    )
+    trajectory = Trajectory(batch, list(islice(recall.reconstruct(batch), 6)), retrieval)
+    portraits.retrieval_grid(trajectory, reference, tmp_path, name="grid", heading="head", rows=2)
     cells = np.array(drawn[0].axes).reshape(2, -1)
     titles = [axes.get_title() for axes in cells[0]]
     assert titles == ["original", "corrupted", "$t=1$", "$t=3$, chosen", "$t=5$", "training mean"]
-    states = recall.reconstruct(portraits.first_images(batch, 2))
+    states = recall.reconstruct(first_images(batch, 2))
     curve = [next(states) for _ in range(5)]
     for column, state in ((2, curve[0]), (3, curve[2]), (4, curve[4])):
         for row in range(2):

@@ -79,7 +79,9 @@ def test_results_follow_their_schema(trained) -> None:
 
 
 def test_a_run_folder_holds_what_it_should(trained) -> None:
-    """config.yaml, status.json, metrics.jsonl, checkpoints/, results.json, figures/; nothing temporary."""
+    """config.yaml, status.json, metrics.jsonl, checkpoints/, results.json, report.html, figures/; nothing
+    temporary.
+    """
     names = {entry.name for entry in trained.path.iterdir()}
     assert names == {
         "config.yaml",
@@ -88,6 +90,7 @@ def test_a_run_folder_holds_what_it_should(trained) -> None:
         "train.log",
         "checkpoints",
         "results.json",
+        "report.html",
         "figures",
     }
     assert json.loads((trained.path / "status.json").read_text())["status"] == "done"
