@@ -20,8 +20,8 @@ from torch import Tensor
 from attractor.images import Corrupted
 from attractor.lab.distributed import Processes
 from attractor.lab.evaluation import cosine
+from attractor.lab.examples import first_images
 from attractor.lab.network import AttractorNetwork, Retrieval, log_pseudo_likelihood
-from attractor.lab.portraits import first_images
 
 IMAGES = 8  # attention is (images, N, S): with few of them, measuring costs little beside a validation
 
