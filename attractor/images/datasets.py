@@ -203,7 +203,7 @@ class _Torchvision:
         try:
             fetch(folder, self.files, lambda part: dataset(str(part), train=True, download=True))
         except Exception as error:  # OSError, RuntimeError for a wrong checksum, URLError
-            failure = f"{type(error).__name__}: {error}".strip()
+            failure = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(
                 f"{self.name} could not be downloaded to {folder} ({failure}); nothing was left behind."
                 " A download needs the network and a folder that can be written; or set data.root=DIR to a"
@@ -230,7 +230,7 @@ class _Torchvision:
         try:
             stored = dataset(str(folder), train=train, download=False)
         except Exception as error:  # OSError, ValueError, EOFError, UnpicklingError, AssertionError
-            failure = f"{type(error).__name__}: {error}".strip()
+            failure = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(
                 f"{self.name}: the {split} images in {folder} could not be read ({failure});"
                 " delete damaged files and get them again with data.download=true, which needs the"

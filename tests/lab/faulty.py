@@ -50,15 +50,10 @@ def moments(seed: int, count: int, *, saves: Sequence[int]) -> list[tuple[int, s
     """
     draw = random.Random(seed)
     late = ("renamed", "prune")
-    possible = [
-        (step, phase)
-        for step in saves
-        for phase in (
-            *PHASES[:1],
-            *PHASES[2:5],
-            draw.choice(PHASES[5:] if step > saves[0] else PHASES[5:6]),
-        )
-    ]
+    possible = []
+    for step in saves:
+        last = "renamed" if step == saves[0] else draw.choice(late)
+        possible += [(step, phase) for phase in ("step", "before", "file", "rename", last)]
     return sorted(draw.sample(possible, count), key=lambda moment: (moment[0], PHASES.index(moment[1])))
 
 
@@ -144,7 +139,7 @@ def plant(fault: str) -> None:
     def split(original: Any, name: str, images: Tensor, **named: Any) -> Any:
         if what == "data":
             images = images.float()
-            images[7, 0, 0, 0] = float(os.environ["VALUE"])
+            images[:, 0, 0, 0] = float(os.environ["VALUE"])
         return original(name, images, **named)
 
     wrap(datasets, "_splits", split)
