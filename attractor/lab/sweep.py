@@ -99,14 +99,15 @@ def summary(sweep: Path, ended: list[jobs.Job]) -> str:
     """How many jobs ended how, what failed and why, and what to type next."""
     counts = [f"{sum(job.state == state for job in ended)} {state}" for state in _states(ended)]
     lines = [f"sweep {sweep}: {len(ended)} jobs: {', '.join(counts)}"]
+    typed = shlex.quote(str(sweep))
     fields = jobs.swept(ended)
     for job in ended:
         if job.state != jobs.DONE:
             error = f"\n      {job.error}" if job.error else ""
             lines.append(f"  {job.state}: {job.path}  {job.asked(fields)}{error}")
     if len(lines) > 1:
-        lines.append(f"the same command with hydra.sweep.dir={sweep} runs these, and none of the others")
-    lines.append(f"table and figures: uv run python -m attractor.lab.collect {shlex.quote(str(sweep))}")
+        lines.append(f"the same command with hydra.sweep.dir={typed} runs these, and none of the others")
+    lines.append(f"table and figures: uv run python -m attractor.lab.collect {typed}")
     return "\n".join(lines)
 
 

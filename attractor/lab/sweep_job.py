@@ -5,6 +5,7 @@ machine a launcher runs it on.
 """
 
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,7 +54,8 @@ def run_job(raw: DictConfig, path: Path, sweep: Path, start: Callable[[], float 
         return worst(objective)
     except SystemExit as end:
         if end.code in (130, 143):
-            print(f"the same command with hydra.sweep.dir={sweep} goes on with the sweep", file=sys.stderr)
+            again = f"hydra.sweep.dir={shlex.quote(str(sweep))}"
+            print(f"the same command with {again} goes on with the sweep", file=sys.stderr)
         raise
     return value if value is not None and math.isfinite(value) else worst(objective)
 

@@ -26,6 +26,7 @@ from attractor.lab.locks import held, take
 from attractor.lab.objective import measured
 from attractor.lab.sweep import SweepCallback
 from attractor.lab.sweep_job import run_job
+from evaluate import compare
 
 ROOT = Path(__file__).parents[2]
 # two of the six fail: with this decay the weights grow by 1e10 in each step
@@ -447,6 +448,19 @@ def test_fewer_training_images_lie_within_more(make_config, tmp_path: Path) -> N
         build.build_data(make_config("data=synthetic", "data.train_images=449").data)
     with pytest.raises(ConfigError, match=r"data\.train_images is 0"):
         make_config("data.train_images=0")
+
+
+def test_runs_on_other_numbers_of_images_share_their_references(
+    train_run, make_comparison, tmp_path: Path
+) -> None:
+    """evaluate.py holds both against references of all training images, whichever comes first."""
+    few, all_of_them = (train_run(tmp_path / str(p), f"data.train_images={p}") for p in (20, 448))
+    folder = RunFolder(tmp_path / "together", "")
+    compare(make_comparison([few.path, all_of_them.path]), folder)
+    errors = json.loads((folder.path / "results.json").read_text())["tasks"]["masked"]["models"]
+    for name in ("regression", "memory"):
+        expected, other = (run.results["tasks"]["masked"]["models"][name] for run in (all_of_them, few))
+        assert errors[name]["mse"] == expected["mse"] != other["mse"]
 
 
 def test_a_data_set_is_downloaded_once_at_a_time(
