@@ -81,8 +81,8 @@ def test_selection_cost_and_differences_are_those_of_the_results(trained, read: 
     results = trained.results
     *differences, selection, cost = read.tables[1:]
     for table, values in zip(differences, results["tasks"].values(), strict=True):
-        for model, row in zip(values["differences"], table[1:], strict=True):
-            for other, cell in zip(values["models"], row[1:], strict=True):
+        for other, row in zip(values["models"], table[1:], strict=True):
+            for model, cell in zip(values["differences"], row[1:], strict=True):
                 found = values["differences"][model].get(other)
                 text = f"{found['mse']:+.4f} ± {found['standard_error']:.4f}" if found else ""
                 assert cell == text
