@@ -83,8 +83,8 @@ def main() -> None:
     batch = arguments.batch
     torch.set_num_threads(1)
     if arguments.memory_of:
-        if arguments.memory_of in ("local", "transformer"):
-            build(arguments.memory_of, 1)()  # libraries, compiled code
+        short = arguments.memory_of if arguments.memory_of in ("local", "transformer") else "1"
+        build(short, 1)()  # libraries, compiled code
         print(peak_beyond(build(arguments.memory_of, batch)))
         return
     names = ["local", "transformer", *map(str, arguments.lengths)]

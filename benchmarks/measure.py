@@ -22,13 +22,17 @@ def make(
     *,
     tokens: int = 196,
     dim: int = 8,
+    scale: float = 1.0,
     ranks: Ranks | None = None,
     backend: Backend = Backend.auto,
 ) -> tuple[LocalEnergy, Tensor]:
-    """Random couplings of a trained network's size, and random unit tokens (B, N, D)."""
+    """Random couplings of standard deviation `scale`, and random unit tokens (B, N, D).
+
+    After 300 steps on MNIST the couplings have 1.2; after 800 some of them are near 20.
+    """
     generator = Generator().manual_seed(0)
     couplings = Pairwise(tokens, dim, rows=ranks and ranks.rows(tokens))
-    random_start(couplings, 1.0, generator=generator)
+    random_start(couplings, scale, generator=generator)
     x = torch.randn(batch, tokens, dim, generator=generator)
     energy = LocalEnergy(couplings, Sphere(dim), backend=backend, ranks=ranks)
     return energy, torch.nn.functional.normalize(x, dim=-1)

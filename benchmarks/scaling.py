@@ -12,13 +12,13 @@ couplings held, and the rest, which grows with N (N - 1) ceil(B/W) (2 D^2 + 11 D
 instructions of the fused kernel for W images at a time, as counted in its machine code at D=8 (fields and
 gradient, what is done for each component, psi and two exponentials); both are divided by the processes that
 have a core. Predicted memory: 4 numbers for each coupling held (itself, gradient, two of Adam), the batch,
-and the kernel's room for one row and up to 64 images. No constant is fitted to the other points.
+a copy of up to 128 of its images, and the kernel's room for one row and up to 64 images. No constant is
+fitted to the other points.
 """
 
 import argparse
 import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -63,9 +63,8 @@ class Point:
         """Predicted memory."""
         rows = -(-self.tokens // self.processes)
         couplings = 4 * rows * self.tokens * self.dim**2
-        block = min(self.batch, 64)
-        room = ((3 + self.dim) * self.tokens + self.dim + 4) * block
-        batch = (self.batch + block) * self.tokens * self.dim
+        room = ((3 + self.dim) * self.tokens + self.dim + 4) * min(self.batch, 64)
+        batch = (self.batch + min(self.batch, 128)) * self.tokens * self.dim
         return 4 * (couplings + room + batch) / 2**20
 
 
@@ -174,7 +173,7 @@ def main() -> None:
     axes = figure.subplots(2, len(SERIES), sharey="row")
     for column, (name, values) in enumerate(SERIES.items()):
         series = points[name]
-        measured = [statistics.median(seconds[p]) for p in series], [memory[p] for p in series]
+        measured = [min(seconds[p]) for p in series], [memory[p] for p in series]
         expected = [predicted[p] for p in series], [p.megabytes for p in series]
         for row, unit in enumerate(("training step (s)", "memory (MB)")):
             axes[row, column].loglog(values, measured[row], "o-", label="measured")

@@ -251,7 +251,7 @@ MUTANTS = [
     ),
     Mutant(
         "rules.py",
-        "held.to(now.device) / _row_norms(now)",
+        "held.to(now.device) / norms",
         "_row_norms(now) / held.to(now.device)",
         "energy descent: norm of a row inverted",
     ),
@@ -395,8 +395,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/cpu_adam.py",
-        "return all([*in_parallel([partial(work, part) for part in parts]), bool(end.isfinite())])",
-        "return all([*in_parallel([partial(work, part) for part in parts]), True])",
+        "return bool(sums.sum().isfinite())",
+        "return bool(sums[:-1].sum().isfinite())",
         "fused Adam: the last weights may be infinite",
     ),
     Mutant(
@@ -404,6 +404,30 @@ MUTANTS = [
         "slice(count * t // threads, count * (t + 1) // threads)",
         "slice(count // threads * t, count // threads * (t + 1))",
         "threads: the rest is done by nobody",
+    ),
+    Mutant(
+        "kernels/cpu_adam.py",
+        "body.in_parallel([call(part, own) for part, own in zip(parts, sums[:-1], strict=True)])",
+        "body.in_parallel([call(parts[0], sums[0])])",
+        "fused Adam: only the first thread works",
+    ),
+    Mutant(
+        "kernels/compiled.py",
+        'build.icmp_signed("<", following, count), body, end',
+        'build.icmp_signed(">", following, count), body, end',
+        "threads: with fewer threads than calls some are not done",
+    ),
+    Mutant(
+        "kernels/simd.py",
+        "I32(0x8040)",
+        "I32(0)",
+        "fused kernel: denormal numbers, at a hundred cycles each",
+    ),
+    Mutant(
+        "rules.py",
+        'if not 0 < norm < float("inf"):',
+        'if not 0 <= norm < float("inf"):',
+        "energy descent: a row of norm 0 becomes NaN",
     ),
     Mutant(
         "kernels/cpu_source.py",
@@ -461,7 +485,10 @@ def judge(mutant: Mutant | None) -> tuple[str, float]:
         if mutant is not None:
             (copy / PHYSICS / mutant.file).write_text(plant(mutant), encoding="utf-8")
             # the tests of the mutated file first: most mutants die there
-            files.sort(key=lambda path: (path.stem != f"test_{Path(mutant.file).stem}", path.name))
+            own = {f"test_{Path(mutant.file).stem}"}
+            if mutant.file.startswith("kernels/"):
+                own |= {"test_kernels", "test_threads", "test_energies"}
+            files.sort(key=lambda path: (path.stem not in own, path.name))
         verdict = _run(copy, files)
     return verdict, time.perf_counter() - started
 

@@ -118,8 +118,9 @@ def restore(
     checkpoints.fill(couplings.weights, checkpoint, folder)
     if isinstance(rule, IterativeRule):
         for name, value in checkpoint.optimiser.items():
-            # counters are kept on the CPU
-            rule.optimiser.state[name] = value.to(network.device) if value.is_floating_point() else value
+            if value.is_floating_point():  # laid out like its weight; counters are kept on the CPU
+                value = torch.empty_like(couplings.weights[name.rpartition(".")[0]]).copy_(value)
+            rule.optimiser.state[name] = value
         if rule.generator is not None and _ROWS in checkpoint.generators:
             rule.generator.set_state(checkpoint.generators[_ROWS])
     position = checkpoint.position

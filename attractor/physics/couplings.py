@@ -279,4 +279,4 @@ def _checked_neighbours(neighbours: Tensor, tokens: int) -> Tensor:
         there = [j for j in row if j >= 0]
         if not there or i in there or len(set(there)) < len(there):
             raise ValueError(f"token {i} must listen to other tokens, at least one, each once; got {there}")
-    return neighbours.clone()
+    return neighbours.clone(memory_format=torch.contiguous_format)

@@ -20,6 +20,7 @@ Source: D'Amico & Negri 2024, arXiv 2409.16112; Shim 2021; D'Amico et al. 2025, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -171,8 +172,9 @@ class LocalEnergy:
         """Write `coupling_gradient(x)` to `gradient` and return log p(x_i | x_others) (B, R).
 
         Only rows that this process holds, all of them unless given in ascending order; no communication.
+        Raises ValueError for other rows, no images, or a buffer that is not like `zero_gradient()`.
         """
-        rows = self._own_rows(x, rows)
+        rows = self._own_rows(x, gradient, rows)
         temperature = self.inverse_temperature
         return self.kernel.gradient(
             x, gradient, rows, inverse_temperature=temperature, scale=temperature, contrast=True
@@ -182,7 +184,7 @@ class LocalEnergy:
         self, x: Tensor, gradient: dict[str, Tensor], *, rows: Sequence[int] | None = None
     ) -> Tensor:
         """Write -d/d weights of mean_B sum_i e_i, <alpha_is x_i x_j^T>, to `gradient`; return e_i."""
-        rows = self._own_rows(x, rows)
+        rows = self._own_rows(x, gradient, rows)
         log_sum = self.kernel.gradient(
             x, gradient, rows, inverse_temperature=self.inverse_temperature, scale=1.0, contrast=False
         )
@@ -242,9 +244,25 @@ class LocalEnergy:
         rows = self._checked(x, rows, evidence)
         return own(rows) if self.ranks is None else self.ranks.gather(own, rows, self.couplings.tokens)
 
-    def _own_rows(self, x: Tensor, rows: Sequence[int] | None) -> Sequence[int]:
+    def _own_rows(
+        self, x: Tensor, gradient: dict[str, Tensor], rows: Sequence[int] | None
+    ) -> Sequence[int]:
         self._checked(x, None, None)
-        return self.couplings.rows if rows is None else rows
+        if not len(x):
+            raise ValueError("a gradient is a mean over images, and there are none in x")
+        held = self.couplings.rows
+        rows = held if rows is None else rows
+        ascending = all(i < j for i, j in pairwise(rows))
+        if not ascending or (len(rows) and not (rows[0] in held and rows[-1] in held)):
+            raise ValueError(f"rows are {list(rows)}, expected ascending ones of {held}")
+        for name, weight in self.couplings.weights.items():
+            buffer = gradient[name]
+            if _layout(buffer) != _layout(weight):
+                raise ValueError(
+                    f"the gradient of {name} has shape, strides, type and device {_layout(buffer)}, "
+                    f"expected {_layout(weight)}; make it with zero_gradient()"
+                )
+        return rows
 
     def _checked(self, x: Tensor, rows: range | None, evidence: Evidence | None) -> range:
         n, d = self.couplings.tokens, self.couplings.dim
@@ -263,6 +281,10 @@ class LocalEnergy:
         if rows.step != 1 or not 0 <= rows.start <= rows.stop <= every.stop:
             raise ValueError(f"rows are {rows}, expected a range of step 1 within {every}")
         return rows
+
+
+def _layout(values: Tensor) -> tuple[object, ...]:
+    return tuple(values.shape), values.stride(), values.dtype, str(values.device)
 
 
 def _of(x: Tensor, rows: range) -> Tensor:

@@ -92,10 +92,10 @@ class IterativeRule(ABC):
                     gradient *= couplings.tokens / self.rows_per_step
         finite = self.optimiser.ascend(couplings.weights, self._gradient, rate=rate, rows=own)
         for part in parts:
-            self._constrain(couplings, part)
             if not finite:
                 for name, weight in couplings.weights.items():
                     refuse_non_finite(weight[couplings.own(part)], name, rows=part)
+            self._constrain(couplings, part)
         return float(objective.mean())
 
     def _rows(self, couplings: Couplings) -> tuple[Sequence[int], list[range], list[int] | None]:
@@ -123,7 +123,7 @@ class IterativeRule(ABC):
         """Write the direction of learning, without decay, to `rows` of `gradient`; return the objective."""
 
     def _constrain(self, couplings: Couplings, rows: range) -> None:
-        """Restore what the rule holds fixed in `rows`."""
+        """Restore what the rule holds fixed in `rows`; NonFiniteError if it cannot."""
 
 
 class PseudoLikelihood(IterativeRule):
@@ -201,7 +201,14 @@ class EnergyDescent(IterativeRule):
         if self.decay is None and self._norms is not None:
             for name, weight in couplings.weights.items():
                 held, now = self._norms[name][couplings.own(rows)], weight[couplings.own(rows)]
-                for row, ratio in zip(now, held.to(now.device) / _row_norms(now), strict=True):
+                norms = _row_norms(now)
+                for i, norm in zip(rows, norms.tolist(), strict=True):
+                    if not 0 < norm < float("inf"):
+                        raise NonFiniteError(
+                            f"{name}: the norm of row {i} became {norm}, and cannot be held; "
+                            "a smaller rate may help"
+                        )
+                for row, ratio in zip(now, held.to(now.device) / norms, strict=True):
                     row *= ratio
 
 

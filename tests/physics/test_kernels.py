@@ -208,27 +208,88 @@ def test_an_image_does_not_see_its_neighbours() -> None:
     assert not gradient["couplings"][1, 0].isfinite().all()  # nobody takes such a gradient for a number
 
 
+@pytest.mark.parametrize("bad_image", [3, 100, 140])
 @pytest.mark.parametrize("contrast", [True, False])
-@pytest.mark.parametrize("measure", [Sphere(8), Sphere(5), Circles(3)], ids=repr)
+@pytest.mark.parametrize("measure", [Sphere(8), Circles(3)], ids=repr)
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.eager, Backend.cpu])
 def test_the_objective_tells_of_a_gradient_that_is_not_finite(
-    backend: Backend, measure: Measure, contrast: bool
+    backend: Backend, measure: Measure, contrast: bool, bad_image: int
 ) -> None:
     """At J = 0 all fields are 0 and log p is finite, whatever the tokens; 1e30 x 1e30 in dJ_02 is not.
 
-    A rule looks at the objective alone, before it moves the couplings.
+    A rule looks at the objective alone, before it moves the couplings. 150 images are several blocks.
     """
     couplings = Pairwise(6, measure.dim)
-    x = _tokens(measure, 6, 20)
-    x[17, [0, 2], 1] = 1e30
+    x = _tokens(measure, 6, 150)
+    x[bad_image, [0, 2], 1] = 1e30
     gradient = {"couplings": torch.zeros_like(couplings.couplings)}
     kernel = choose(backend, couplings, measure)
     tail = {"inverse_temperature": 1.0, "scale": 1.0, "contrast": contrast}
     objective = kernel.gradient(x, gradient, range(6), **tail)
     bad = [0, 2]
     assert not gradient["couplings"][bad].flatten(1).isfinite().all(1).any()
-    assert objective[:, bad].isnan().all()
+    assert objective[:, bad].isnan().any(0).all()
     assert objective[:, [1, 3, 4, 5]].isfinite().all()
+
+
+def test_lost_sources_cost_nothing() -> None:
+    """Attentions of 1e-38 make denormal numbers, 25 times as slow: in the kernel they are 0, not outside.
+
+    With fields of 300 most sources have lost; what is left of them in the gradient is exactly 0.
+    """
+    couplings = _couplings(6, 8, scale=300.0)
+    x = _tokens(Sphere(8), 6, 1)
+    gradient = {"couplings": torch.zeros_like(couplings.couplings)}
+    tail = {"inverse_temperature": 1.0, "scale": 1.0, "contrast": True}
+    FusedCpu(couplings, Sphere(8)).gradient(x, gradient, range(6), **tail)
+    size = gradient["couplings"].abs()
+    smallest = torch.finfo(torch.float32).tiny
+    assert size.max() > 1e-3
+    assert (size[size > 0] >= smallest).all()
+    assert (size.amax((2, 3)) == 0).sum() > 6  # more than the diagonal
+    assert torch.tensor(smallest) * 0.5 > 0  # the mode of this thread is what it was
+
+
+def test_evidence_of_another_type_is_not_misread() -> None:
+    """The kernel reads plain memory: doubles taken for floats would be other numbers, silently."""
+    couplings, x = _couplings(5, 8), _tokens(Sphere(8), 5, 20)
+    single = _evidence(x)
+    double = Evidence(single.field.double())
+    kernel = FusedCpu(couplings, Sphere(8))
+    for side in ("posterior", "prior"):
+        for a, b in zip(
+            *(
+                getattr(kernel, side)(x, range(5), inverse_temperature=LAMBDA, evidence=evidence)
+                for evidence in (single, double)
+            ),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+
+
+def test_a_table_in_another_order_of_memory_is_not_misread() -> None:
+    """A transposed neighbour table is the same table."""
+    table = neighbourhood(3, 1)
+    x = _tokens(Sphere(8), 9, 20)
+    forces = []
+    for neighbours in (table, table.T.contiguous().T):
+        couplings = _couplings(9, 8, neighbours=neighbours)
+        forces.append(
+            FusedCpu(couplings, Sphere(8)).posterior(
+                x, range(9), inverse_temperature=LAMBDA, evidence=None
+            )[1]
+        )
+    assert torch.equal(*forces)
+
+
+def test_compiled_code_refuses_memory_that_it_would_misread() -> None:
+    """Strides, other types and other devices: the last line of defence before plain memory is read."""
+    emitter = Emitter("nothing", [POINTER], lanes())
+    nothing = Compiled(emitter)
+    nothing(torch.zeros(4))
+    for bad in (torch.zeros(4, 4).T, torch.zeros(4).double(), torch.zeros(4, device="meta")):
+        with pytest.raises(ValueError, match="reads contiguous float32"):
+            nothing(bad)
 
 
 @pytest.mark.parametrize("norm", [1e3, 1e6, 1e15])

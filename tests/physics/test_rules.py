@@ -372,3 +372,38 @@ def test_non_finite_couplings_are_refused(couplings_name, make_system) -> None:
     system = make_system(couplings_name, "Sphere")
     with pytest.raises(NonFiniteError, match=r"^couplings became non-finite in row 0; a smaller rate"):
         PseudoLikelihood(SGD()).step(system.energy, system.x, rate=float("inf"))
+
+
+@pytest.mark.parametrize(("rate", "norm"), [(1.0, "0.0"), (1e300, "inf")])
+def test_a_norm_that_cannot_be_held_is_refused(make_system, rate: float, norm: str) -> None:
+    """A row that becomes 0, or overflows, has no direction: divided by its norm it would be NaN, or 0."""
+    system = make_system("Pairwise", "Sphere")
+    energy = system.energy
+    rule = EnergyDescent(SGD())
+    rule.start(energy)
+    gradient = energy.zero_gradient()
+    energy.write_positive_phase(system.x, gradient)
+    if rate == 1.0:
+        # the gradient is taken at other couplings, so it is handed over as it is
+        energy.couplings.couplings = -gradient["couplings"]
+        rule._direction = lambda energy, x, out, rows: (
+            out["couplings"].copy_(gradient["couplings"]),
+            energy.log_conditional(x),
+        )[1]
+    with pytest.raises(NonFiniteError, match=rf"the norm of row 0 became {norm}"):
+        rule.step(energy, system.x, rate=rate)
+
+
+def test_a_gradient_that_cannot_be_written_is_refused(couplings_name, make_system) -> None:
+    """Rows of another process, a buffer laid out otherwise, no images: before memory is touched."""
+    system = make_system(couplings_name, "Sphere")
+    energy, x = system.energy, system.x
+    buffer = energy.zero_gradient()
+    for rows in ([99], [-1], [1, 0], [1, 1]):
+        with pytest.raises(ValueError, match="expected ascending ones of range"):
+            energy.write_gradient(x, buffer, rows=rows)
+    for bad in (buffer["couplings"].float(), buffer["couplings"].transpose(2, 3), torch.zeros(3)):
+        with pytest.raises(ValueError, match="make it with zero_gradient"):
+            energy.write_positive_phase(x, {"couplings": bad})
+    with pytest.raises(ValueError, match="there are none in x"):
+        energy.write_gradient(x[:0], buffer)

@@ -1,7 +1,7 @@
 """The fused CPU backend: `cpu_source`, compiled for this machine when first used, its rows over threads."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from attractor.physics.kernels import cpu_source
 from attractor.physics.kernels.compiled import Compiled
 from attractor.physics.kernels.cpu_parts import Shape
 from attractor.physics.kernels.simd import lanes
-from attractor.physics.kernels.threads import in_parallel, shares
+from attractor.physics.kernels.threads import shares
 from attractor.physics.measures import Circles, Sphere
 
 # Images at a time: their tokens stay in the second-level cache, and the couplings pass by once for them.
@@ -54,7 +54,7 @@ class FusedCpu:
         function = _one_sided(shape, prior, evidence is not None)
         log_sums, sums = x.new_empty(len(x), len(rows)), x.new_empty(len(x), len(rows), shape.dim)
         for images, tokens in self._blocks(x, inverse_temperature):
-            field = tokens if evidence is None else _to_lanes(evidence.field[images], shape.width)
+            field = tokens if evidence is None else _to_lanes(evidence.field[images].to(x), shape.width)
             log_sum = x.new_empty(len(rows), tokens.shape[1], 1, shape.width)
             sum_ = x.new_empty(len(rows), tokens.shape[1], shape.dim, shape.width)
             more = (1 / inverse_temperature, field)
@@ -108,18 +108,17 @@ class FusedCpu:
         """Call `function` for contiguous parts of the rows; out (R, ...) is cut likewise."""
         weights, neighbours = self.couplings.weights["couplings"], self.couplings.neighbours
 
-        def work(part: slice) -> None:
+        def call(part: slice) -> tuple[int | float | Tensor, ...]:
             some = torch.tensor(rows[part], dtype=torch.int64)
-            room = tokens.new_empty(workspace)
-            function(
+            return (
                 *(some, len(some), self.couplings.rows.start, neighbours, self.couplings.sources),
                 *(tokens, tokens.shape[1], weights),
                 *more,
                 *(values[part] for values in out),
-                room,
+                tokens.new_empty(workspace),
             )
 
-        in_parallel([partial(work, part) for part in shares(len(rows))])
+        function.in_parallel([call(part) for part in shares(len(rows))])
 
 
 def _to_lanes(x: Tensor, width: int, scale: float = 1.0) -> Tensor:

@@ -4,13 +4,13 @@ Every operation is rounded once and belongs to one weight, in the vectors and in
 do not depend on how weights are cut into rows. (torch's own fused Adam rounds its tails differently.)
 """
 
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from attractor.physics.kernels.threads import in_parallel, shares
+from attractor.physics.kernels.threads import shares
 
 _SPAN = 64  # weights in the vector loop
 _SPANS_PER_THREAD = 1000  # fewer are done before a second thread has begun
@@ -55,16 +55,16 @@ def update(
     body, tail = _compiled()
     spans, rest = divmod(weight.numel(), _SPAN)
 
-    def work(part: slice) -> bool:
-        sums = torch.zeros(_SPAN)
-        some = slice(part.start * _SPAN, part.stop * _SPAN)
-        body(*(t[some] for t in everything), part.stop - part.start, *numbers, sums)
-        return bool(sums.sum().isfinite())
-
-    end = torch.zeros(1)
-    tail(*(t[spans * _SPAN :] for t in everything), rest, *numbers, end)
     parts = shares(spans, least=_SPANS_PER_THREAD)
-    return all([*in_parallel([partial(work, part) for part in parts]), bool(end.isfinite())])
+    sums = torch.zeros(len(parts) + 1, _SPAN)
+
+    def call(part: slice, sums: Tensor) -> tuple[int | float | Tensor, ...]:
+        some = slice(part.start * _SPAN, part.stop * _SPAN)
+        return *(t[some] for t in everything), part.stop - part.start, *numbers, sums
+
+    body.in_parallel([call(part, own) for part, own in zip(parts, sums[:-1], strict=True)])
+    tail(*(t[spans * _SPAN :] for t in everything), rest, *numbers, sums[-1])
+    return bool(sums.sum().isfinite())
 
 
 @cache

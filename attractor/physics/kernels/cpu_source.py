@@ -99,9 +99,9 @@ def _log_sum(emit: Emitter, highest: Value, total: Value) -> Value:
 def gradient(shape: Shape, *, contrast: bool) -> Emitter:
     """dJ = scale/lambda sum_b (alpha x_i - beta grad psi) (lambda x_j)^T; the objective (R, G, W).
 
-    The objective of a row is NaN where its dJ is not finite. Further arguments: whether these are the first
-    images, else they add to what is there; 1/lambda, scale/(lambda B), dJ, objectives, room for
-    (S (2 + gains + D) + D + 4) G W floats, those of a block.
+    The objective of a row is NaN where dJ of these images is not finite. Further arguments: whether these
+    are the first images, else they add to what is there; 1/lambda, scale/(lambda B), dJ, objectives, room
+    for (S (2 + gains + D) + D + 4) G W floats, those of a block.
     """
     rows = Rows("contrast" if contrast else "positive", shape, [I64, F32, F32, *[POINTER] * 3])
     emit, d, w = rows.emit, shape.dim, shape.width

@@ -43,7 +43,7 @@ from attractor.physics.kernels.eager import nan_unless_finite
 from attractor.physics.measures import Circles, Sphere
 
 # J and dJ of D = 8 are 128 registers of a thread; no larger D fits.
-_LARGEST_IN_LANES, _LARGEST_DIM = 8, 128
+_LARGEST_IN_LANES = 8
 # In lanes: four warps with the couplings of the same 32 sources, each with images of its own.
 _LANES, _GROUPS, _IMAGES_IN_LANES, _REGISTERS_IN_LANES = 32, 4, 16, 168
 # In tiles: 16 numbers of a field to a thread; fewer would reload operands more often, more would spill.
@@ -61,8 +61,6 @@ class FusedCuda:
     """
 
     def __init__(self, couplings: Pairwise, measure: Sphere | Circles) -> None:
-        if not 2 <= couplings.dim <= _LARGEST_DIM:
-            raise ValueError(f"fused kernels on CUDA know dim 2 to {_LARGEST_DIM}, got {couplings.dim}")
         self.couplings = couplings
         self.circles = measure.circles if isinstance(measure, Circles) else 0
         dim = 2 if self.circles else measure.dim
@@ -244,11 +242,13 @@ def adam(
     beta1: float,
     beta2: float,
     epsilon: float,
-) -> None:
+) -> bool:
     """The update of `optimisers.Adam`, in place and in one pass over memory; float32, contiguous.
 
     m <- m + (1-b1) (g - m),  v <- b2 v + (1-b2) g^2,
     w <- w + step_size m / (sqrt(v)/root_correction + epsilon)
+
+    Returns whether the sum of the weights is finite.
     """
     for tensor in (weight, gradient, mean, square):
         if tensor.shape != weight.shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
@@ -257,7 +257,7 @@ def adam(
                 f"Adam on CUDA got {given}, expected contiguous {tuple(weight.shape)}, float32"
             )
     if not weight.numel():
-        return
+        return True
     with torch.cuda.device_of(weight):
         adam_step[(-(-weight.numel() // _ADAM_BLOCK),)](
             weight,
@@ -275,3 +275,4 @@ def adam(
             num_warps=4,
             enable_fp_fusion=True,
         )
+    return bool(weight.sum().isfinite())

@@ -84,7 +84,9 @@ class Eager:
 def nan_unless_finite(couplings: Couplings, gradient: dict[str, Tensor], rows: Sequence[int]) -> Tensor:
     """0 for each of `rows` whose gradient has a finite sum, else NaN, (R,)."""
     total = next(iter(gradient.values())).new_zeros(len(rows))
-    for some, place in runs(rows):
+    together = len(rows) and rows[-1] - rows[0] == len(rows) - 1
+    parts = [(range(rows[0], rows[-1] + 1), slice(None))] if together else runs(rows)
+    for some, place in parts:
         for values in gradient.values():
             total[place] += values[couplings.own(some)].sum(tuple(range(1, values.dim())))
     return 0 * total

@@ -14,6 +14,8 @@ from attractor.physics.kernels.eager import Eager
 from attractor.physics.kernels.reference import Reference
 from attractor.physics.measures import Circles, Measure, Sphere
 
+LARGEST_DIM_ON_CUDA = 128
+
 
 class Kernel(Protocol):
     """The two sides of the local rule, summed over sources, and their gradient by the couplings.
@@ -47,8 +49,8 @@ class Kernel(Protocol):
 
         `out` is like the weights, and zero where there is no source. Without `contrast` the positive
         phase alone, scale <alpha_is x_i x_j^T>. Returns (B, R): the log-sum of the posterior, less that of
-        the prior with `contrast` (then it is log p(x_i | others)); NaN where the gradient of a row is not
-        finite, so that one look at it tells.
+        the prior with `contrast` (then it is log p(x_i | others)). Where the gradient of a row is not
+        finite it is NaN for some image of that row, so that one look at it tells.
         """
         ...
 
@@ -104,6 +106,8 @@ def _obstacle(backend: Backend, couplings: Couplings, measure: Measure) -> str |
     weights = couplings.weights["couplings"]
     if weights.dtype != torch.float32:
         return f"computes in float32, and the couplings are {weights.dtype}"
+    if backend is Backend.cuda and not 2 <= couplings.dim <= LARGEST_DIM_ON_CUDA:
+        return f"knows dim 2 to {LARGEST_DIM_ON_CUDA}, not {couplings.dim}"
     library, device = ("llvmlite", "cpu") if backend is Backend.cpu else ("triton", "cuda")
     if weights.device.type != device:
         return f"needs the couplings on the {device}, and they are on {weights.device}"

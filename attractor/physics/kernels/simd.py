@@ -49,6 +49,29 @@ class Emitter:
         self._table, *self.arguments = self.function.args
         self.builder = ir.IRBuilder(self.function.append_basic_block())
         self._entry = self.builder.block
+        self._rounding = self._flush_denormals() if "86" in llvm.get_process_triple() else None
+
+    def finish(self) -> None:
+        """After the last instruction."""
+        if self._rounding is not None:
+            self._call_on_mode("ldmxcsr", self._rounding)
+        self.builder.ret_void()
+
+    def _flush_denormals(self) -> Value:
+        """Numbers below 1e-38 are 0 inside the function; where the former mode is kept.
+
+        A source that has lost has an attention of 1e-38 or less, and what is computed from it is denormal,
+        which costs this machine a hundred cycles an operation: 25 times the time of a step.
+        """
+        before, now = (self.builder.alloca(I32) for _ in range(2))
+        self._call_on_mode("stmxcsr", before)
+        self.builder.store(self.builder.or_(self.builder.load(before), I32(0x8040)), now)
+        self._call_on_mode("ldmxcsr", now)
+        return before
+
+    def _call_on_mode(self, name: str, place: Value) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [POINTER])
+        self.builder.call(self._intrinsic(f"llvm.x86.sse.{name}", kind), [place])
 
     def splat(self, value: Value) -> Value:
         """The same float in every lane.
