@@ -183,6 +183,7 @@ def newest_whole(folder: Path) -> tuple[int, list[str]]:
 
 def set_aside(folder: Path, *, after: int) -> list[Path]:
     """Move the checkpoints of steps after `after` to set-aside/: training goes on from before them."""
+    _sweep(folder)
     moved = []
     for step in found(folder):
         if step > after:
@@ -252,7 +253,12 @@ def _prune(folder: Path) -> None:
     kept = {*newest, *(_best_step(folder / f"step-{step}") for step in newest)}
     for step in set(steps) - kept:
         _remove(folder / f"step-{step}")
-    for pattern in (".step-*.writing", ".step-*.removing"):  # what a killed run has left
+    _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed run has left half written or half removed."""
+    for pattern in (".step-*.writing", ".step-*.removing"):
         for left in folder.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -60,7 +60,7 @@ def test_killed_again_and_again_it_ends_as_it_would_have(commands, whole: Path, 
     A file that is flushed after its folder is renamed, a line of metrics that is lost or doubled, a
     generator that starts anew would end in another checkpoint or other metrics. scripts/kills.py does more.
     """
-    chosen = moments(1, 5, saves=SAVES)
+    chosen = moments(26, 5, saves=SAVES)
     assert len({phase for _, phase in chosen}) == 5
     folder = tmp_path / "run"
     start = (*LONG, f"folder={folder}")
