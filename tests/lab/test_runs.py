@@ -253,10 +253,10 @@ def test_only_finished_and_fitting_runs_load(trained, tmp_path: Path) -> None:
         load_run(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(trained.path, copy)
-    for manifest in copy.glob("checkpoints/*/manifest.json"):
-        values = json.loads(manifest.read_text())
+    for checkpoint in copy.glob("checkpoints/step-*"):
+        values = manifest.read(checkpoint)
         values["config"]["model"]["patch"] = 4
-        manifest.write_text(json.dumps(values))
+        manifest.write(checkpoint, values)
     with pytest.raises(CheckpointError, match=r"\(4, 16, 8, 8\).*\(4, 4, 32, 32\)"):
         load_run(copy)
 
