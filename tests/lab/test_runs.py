@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attractor.images import DATASETS, Corrupted, DataError, synthetic, to_pixels, token_mask_to_pixels
-from attractor.lab import load_run
+from attractor.lab import load_run, manifest
 from attractor.lab.config import TaskConfig, TaskName
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.folder import RunFolder
