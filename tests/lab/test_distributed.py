@@ -71,9 +71,9 @@ def torchrun(tiny: tuple[str, ...]) -> Torchrun:
     return start
 
 
-def ended(process: Any) -> tuple[int, list[str]]:
+def ended(process: Any, *, within: float = 300.0) -> tuple[int, list[str]]:
     """The exit code, and the lines that were printed."""
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=within)
     return process.returncode, said.replace("\r", "\n").splitlines()
 
 
@@ -147,7 +147,7 @@ def test_processes_agree_to_the_last_bit(
     folder = tmp_path / "run"
     overrides = (f"folder={folder}", f"figures={'true' if count == 2 else 'false'}")
     with torchrun(count, *overrides, script=WORKER, MEASURED=str(tmp_path)) as process:
-        code, said = ended(process)
+        code, said = ended(process, within=60)
     assert code == 0, "\n".join(said)
     files = [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(count)]
     for backend, (couplings, states) in alone.items():
