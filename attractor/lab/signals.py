@@ -11,8 +11,9 @@ from typing import Any
 
 from attractor.lab.errors import Terminated
 
-# `uv run` and schedulers forward a signal that the whole group of processes has got: it comes twice.
-_SAME = 0.2  # seconds
+# `uv run` and schedulers forward a signal that the whole group of processes has got: it comes twice, and was
+# seen 0.3 s apart.
+_SAME = 1.0  # seconds
 
 
 class Signals:
