@@ -11,8 +11,8 @@ from typing import Any
 
 from attractor.lab.errors import Terminated
 
-# `uv run` and schedulers forward a signal that the whole group of processes has got: it comes twice, and was
-# seen 0.3 s apart.
+# `uv run` and schedulers forward a signal that the whole group of processes has got: it comes twice,
+# up to 0.3 s apart.
 _SAME = 1.0  # seconds
 
 
