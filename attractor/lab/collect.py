@@ -97,7 +97,13 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
         for members in groups.values()
     ]
     sign = -1 if sort in MAXIMISED else 1
-    rows.sort(key=lambda row: (not row.values.get(sort.value), sign * row.mean(sort.value)))
+
+    def order(row: Row) -> tuple[bool, bool, float]:
+        """Rows that lack a job after all that lack none: a mean over the seeds that survived flatters."""
+        there = row.values.get(sort.value, [])
+        return not there, len(there) < len(row.jobs), sign * row.mean(sort.value)
+
+    rows.sort(key=order)
     names.sort(key=lambda name: name != sort.value)
     return Table(sweep, fields, names, rows)
 

@@ -10,14 +10,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from attractor.lab.config import RULE_SCHEMAS
-from attractor.lab.fields import FREE, PLACE, leaves, within
+from attractor.lab.fields import PLACE, leaves, within
 from attractor.lab.status import occupied
 
 SWEEP_FILE = "sweep.json"  # what a sweep was going to do
 # The configuration and the end of a run that has one of these states are known.
 NOT_STARTED, RUNNING, INTERRUPTED, DONE, FAILED = "not started", "running", "interrupted", "done", "failed"
-# These make no row of their own; a device or a backend, given more than once, does.
-_HIDDEN = tuple(name for name in (*FREE, *PLACE) if name not in ("device", "backend"))
+# These cannot change a number, and make no row of their own.
+_HIDDEN = (
+    "data.download",
+    "figures",
+    "objective",
+    "on_error",
+    "threads",
+    "train.stop_after",
+    "wandb",
+    *PLACE,
+)
 _NAMES = ("model.name", "rule", "data.name")  # of what the other fields of their group may follow from
 
 

@@ -59,6 +59,12 @@ class SweepCallback(Callback):
         """Refuse what cannot be started or gone on with, before any job is."""
         if launched()[1] > 1:
             return  # every job is going to refuse that
+        if OmegaConf.select(config, "train.stop_after") is not None:
+            end(
+                "train.stop_after pauses a single run. A sweep is interrupted with Ctrl-C, and the same "
+                "command goes on with it",
+                2,
+            )
         target = config.hydra.launcher._target_
         for package, extra in LAUNCHERS.items():
             if target.startswith(package) and not _installed(package):

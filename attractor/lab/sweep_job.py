@@ -93,6 +93,7 @@ def _set_aside(path: Path) -> None:
         path.rename(earlier / f"{path.name}-{number}")
     except OSError as error:
         raise OutputError(f"{path} cannot be moved to {earlier}: {error}") from error
+    print(f"job {path.name} begins again from step 0; what it left is in {earlier}/{path.name}-{number}")
 
 
 def _record(raw: DictConfig, path: Path, error: Exception, before: str | None) -> None:

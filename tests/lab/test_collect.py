@@ -76,22 +76,26 @@ def rates(make: Make) -> Path:
     return make("10", "rule.learning_rate=0.01", "seed=1", status="failed", error="NonFiniteError: row 3")
 
 
-def test_rows_are_means_over_seeds_best_first_on_validation(rates: Path) -> None:
-    """The swept field is found in the configurations; the rate that is best on test images is not first.
+def test_rows_are_means_over_seeds_best_first_on_validation(rates: Path, make: Make) -> None:
+    """The swept field is found in the configurations; the rate that is best on test images is not first,
+    and neither is one that has lost a seed.
 
-    Choosing on test images would report the luck of the choice as a result.
+    Choosing on test images, or among the seeds that survived, would report luck as a result.
     """
+    for seed, val in enumerate((0.35, 0.45)):
+        make(f"2{seed}", "rule.learning_rate=0.003", f"seed={seed}", results=measures(val, 0.4))
     table = collect(rates)
     assert table.fields == ["rule.learning_rate"]
-    assert [row.settings["rule.learning_rate"] for row in table.rows] == [0.01, 0.1]
+    assert [row.settings["rule.learning_rate"] for row in table.rows] == [0.003, 0.1, 0.01]
     last = table.rows[1]
     assert (last.done, last.mean("val")) == (2, pytest.approx(0.5))
     assert last.deviation("val") == pytest.approx(math.sqrt(0.02))
     # of the rows of a task the one that is best on validation images counts
     assert last.mean("denoise") == pytest.approx(1.0)
     assert last.mean("denoise test") == pytest.approx(0.15)
-    assert table.rows[0].done == 1
-    assert math.isnan(table.rows[0].deviation("val"))
+    lost = table.rows[2]
+    assert (lost.done, lost.mean("val")) == (1, pytest.approx(0.3))
+    assert math.isnan(lost.deviation("val"))
 
 
 def test_the_metric_to_sort_by_has_its_direction(rates: Path) -> None:
@@ -169,6 +173,13 @@ def test_where_a_job_ran_is_no_column(make: Make) -> None:
     assert table.fields == []
     assert [row.done for row in table.rows] == [2]
     assert "2 of 2" in printed(table)
+
+
+def test_two_data_sets_are_not_averaged(make: Make) -> None:
+    """The same name below another root may be other images: a mean over both would be of nothing."""
+    make("0", "data.root=a", results=measures(0.3, 0.3))
+    sweep = make("1", "data.root=b", results=measures(0.4, 0.3))
+    assert [row.done for row in collect(sweep).rows] == [1, 1]
 
 
 def test_what_cannot_be_compared_is_said(make: Make) -> None:

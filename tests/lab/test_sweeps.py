@@ -337,6 +337,15 @@ def test_the_fields_of_a_launcher_are_those_of_its_plugin(launcher: str, compose
     OmegaConf.merge(schema, plain)
 
 
+def test_a_sweep_is_not_paused(composed, tmp_path: Path, capsys) -> None:
+    """train.stop_after in a sweep is refused before any job; given again it would fail what can go on."""
+    with pytest.raises(SystemExit) as end:
+        SweepCallback().on_multirun_start(composed("train.stop_after=3"))
+    assert end.value.code == 2
+    assert "train.stop_after pauses a single run" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_two_sweeps_do_not_share_a_folder(
     composed, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
