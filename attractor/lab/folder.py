@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from attractor.lab.errors import OutputError, Paused, Terminated, exit_code
+from attractor.lab.locks import lock
 from attractor.lab.signals import Signals, heeded
-from attractor.lab.status import holder, lock, occupied, read_status
+from attractor.lab.status import holder, occupied, read_status
 
 log = logging.getLogger("attractor")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)

@@ -1,12 +1,13 @@
 """status.json of a run folder, as another process reads it: who has the run, and whether it goes on."""
 
-import fcntl
 import json
 import os
 import platform
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from attractor.lab.locks import lock
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -24,23 +25,6 @@ def holder(status: dict[str, Any]) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begin)) if begin else "an unknown time"
     where = f"{status.get('pid', '?')} on {status.get('host', 'an unknown host')}"
     return f"another process ({where}, since {since})"
-
-
-def lock(log: IO[str], *, patience: float = 1.0) -> bool:
-    """Take the lock of a run, on its open train.log; False if another process keeps it for `patience` s.
-
-    It ends with the process that holds it, however that ends. Raises OSError where files have no locks.
-    """
-    deadline = time.monotonic() + patience  # `occupied` holds it for a moment
-    while True:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
 
 
 def occupied(path: Path) -> bool:
