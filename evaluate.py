@@ -38,7 +38,7 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
     placed = {"device": config.device, "backend": config.backend, "ranks": processes.ranks}
     runs = [load_run(run, **placed) for run in config.runs]
     refuse_draws({choice.retrieval.map for run in runs for choice in run.every_choice}, processes)
-    same_data(runs)
+    learned = same_data(runs)
     enough_steps(runs, config.steps)
     first = runs[0]
     with processes.in_turn():
@@ -47,14 +47,14 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
             data.train_images = None  # the references, which are the same for all runs, see all images
         splits = build_data(data)
     names = report.short_names([run.folder for run in runs])
-    tasks = build_tasks(first.config.task, patch=first.config.model.patch, side=splits.side)
+    tasks = build_tasks(learned, patch=first.config.model.patch, side=splits.side)
     tracker = Tracker(
         config.wandb,
         folder=folder.path,
         name=f"evaluate-{splits.name}-{len(runs)}-runs",
         job_type="eval",
         settings=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-        | {"device": first.network.device.type, "backend": first.network.backend.value},
+        | {"device": first.network.device.type, "backend": first.network.backend_name},
         silent=folder.silent,
     )
     with folder.job(), processes.last_words(), tracker:

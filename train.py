@@ -15,7 +15,14 @@ from tqdm import tqdm
 
 from attractor.images import pixel_mean
 from attractor.lab import assessment, checkpoints, diagnostics, page, report
-from attractor.lab.build import build_candidates, build_data, build_network, build_rule, build_tasks
+from attractor.lab.build import (
+    build_candidates,
+    build_data,
+    build_network,
+    build_rule,
+    build_tasks,
+    jitter_of,
+)
 from attractor.lab.config import Config, register
 from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.drawing import draw_run
@@ -29,7 +36,7 @@ from attractor.lab.selection import choose
 from attractor.lab.tracking import Tracker
 from attractor.lab.training import EarlyStopping, fit
 from attractor.lab.validation import validate
-from attractor.physics import IterativeRule
+from attractor.physics import OneShotRule
 
 register()
 
@@ -54,11 +61,10 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     mean = pixel_mean(splits.train)
     placed = {"seed": config.seed, "device": config.device, "backend": config.backend}
     network = build_network(config.model, mean, **placed, ranks=processes.ranks)
-    rule = build_rule(config.rule, network, seed=config.seed)
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
+    rule = build_rule(config.rule, network, tasks, seed=config.seed)
     # the first inertia is enough to tell couplings apart while they are trained
     candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
-    couplings = network.energy.couplings
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     stopping = EarlyStopping(config.train.patience)
     done, train_seconds, objective, errors = 0, 0.0, None, {}
@@ -75,8 +81,8 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         name=f"{config.model.name}-{splits.name}-seed{config.seed}",
         job_type="train",
         settings=settings
-        | {"parameters": couplings.parameters, "device": network.device.type}
-        | {"backend": network.backend.value, "processes": processes.count},
+        | {"parameters": network.parameters, "device": network.device.type}
+        | {"backend": network.backend_name, "processes": processes.count},
         silent=folder.silent,
     )
 
@@ -102,11 +108,13 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             steps=config.train.steps,
             batch_size=config.train.batch_size,
             learning_rate=getattr(config.rule, "learning_rate", 0.0),
-            jitter=config.train.jitter,
+            jitter=jitter_of(config),
             seed=config.seed,
             done=done,
+            max_seconds=config.train.max_seconds,
+            seconds=train_seconds,
         )
-        total = config.train.steps if isinstance(rule, IterativeRule) else 1
+        total = 1 if isinstance(rule, OneShotRule) else config.train.steps
         if stopping.exhausted:  # before it was interrupted
             steps = iter(())
         bar = tqdm(steps, "training", total=total, initial=done, dynamic_ncols=True, disable=folder.silent)
@@ -116,12 +124,11 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             done = step.index
             train_seconds += step.seconds
             values = {"train/rate": step.rate}
-            validating = done % config.train.validate_every == 0 or done == total
-            if isinstance(rule, IterativeRule) and (
-                # of rows that are drawn, the share of each process is not known
-                processes.count == 1 or (validating and rule.rows_per_step is None)
-            ):
-                objective = processes.row_mean(step.objective, len(couplings.rows))
+            validating = done % config.train.validate_every == 0 or step.last
+            # of rows that are drawn, the share of each process is not known
+            shared = validating and getattr(rule, "rows_per_step", None) is None
+            if step.objective is not None and (processes.count == 1 or shared):
+                objective = processes.row_mean(step.objective, len(network.rows))
                 values[f"train/{rule.objective}"] = objective
             if validating:
                 iterations = config.train.validation_steps
@@ -140,11 +147,11 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                     processes=processes,
                 )
                 values |= {f"physics/{name}": value for name, value in physics.items()}
-                stopping.update(done, errors, couplings.weights)
+                stopping.update(done, errors, network.weights)
             bar.set_postfix_str(report.progress(rule, objective, errors), refresh=False)
             tracker.log(done, values)  # before the record, which says what was told
             metrics.write(done, values)
-            pausing = done == config.train.stop_after and done < total
+            pausing = done == config.train.stop_after and not step.last
             ending = pausing or folder.signals.received is not None
             if validating or ending:
                 checkpoint = snapshot(
@@ -169,7 +176,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 break
         bar.close()
         folder.signals.heed()
-        stopping.restore(couplings.weights)
+        stopping.restore(network.weights)
         peak_memory = assessment.peak_memory()
 
         plain = {"bar_format": "{desc}  {elapsed}  {postfix}", "disable": folder.silent}
@@ -217,7 +224,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             if processes.count > 1:  # figures are drawn by one process, from all rows
                 network = build_network(config.model, mean, **placed)
                 best = checkpoints.load(folder.checkpoints, step=stopping.best_step)
-                checkpoints.fill(network.energy.couplings.weights, best, folder.path)
+                checkpoints.fill(network.weights, best, folder.path)
             trajectories = watch({config.model.name: network}, outcome, steps=config.eval.steps)
             drawn = draw_run(
                 config,

@@ -1,7 +1,9 @@
 """Models to be measured against: what a data set gives away without learning an attractor."""
 
+from attractor.baselines.backprop import Backprop
 from attractor.baselines.mean import TrainingMean
 from attractor.baselines.memory import DenseMemory
 from attractor.baselines.regression import LinearRegression
+from attractor.baselines.transformer import RecycledBlock, Transformer
 
-__all__ = ["DenseMemory", "LinearRegression", "TrainingMean"]
+__all__ = ["Backprop", "DenseMemory", "LinearRegression", "RecycledBlock", "TrainingMean", "Transformer"]

@@ -14,8 +14,15 @@ from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Tas
 from attractor.lab.build import build_candidates
 from attractor.lab.config import REFERENCES, Config
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, summarise
-from attractor.lab.network import AttractorNetwork, Recall, Retrieval, log_pseudo_likelihood
+from attractor.lab.network import (
+    AttractorNetwork,
+    Network,
+    Recall,
+    Retrieval,
+    log_pseudo_likelihood,
+)
 from attractor.lab.selection import Choice, choose
+from attractor.lab.transformers import Passes
 
 SCHEMA = 1
 # validation images are corrupted with other draws than test images
@@ -41,7 +48,7 @@ def validation_batch(splits: ImageSplits, task: Task, *, images: int, seed: int)
 
 def choose_retrievals(
     config: Config,
-    network: AttractorNetwork,
+    network: Network,
     splits: ImageSplits,
     tasks: Mapping[str, Task],
     *,
@@ -53,7 +60,7 @@ def choose_retrievals(
     for name, task in tasks.items():
         batch = validation_batch(splits, task, images=dynamics.validation_images, seed=config.eval.seed)
         rows = {config.model.name: False}
-        if name == Denoise.name and dynamics.evidence:
+        if name == Denoise.name and dynamics.evidence and isinstance(network, AttractorNetwork):
             rows[f"{config.model.name}+evidence"] = True
         choices[name] = {}
         for row, evidence in rows.items():
@@ -82,7 +89,7 @@ def references(
 
 
 def assess(
-    rows: Mapping[str, tuple[AttractorNetwork, Choices]],
+    rows: Mapping[str, tuple[Network, Choices]],
     reference_models: Mapping[str, Reconstructor],
     splits: ImageSplits,
     tasks: Mapping[str, Task],
@@ -138,7 +145,7 @@ def task_results(assessment: Assessment) -> dict[str, Any]:
 
 def run_results(
     config: Config,
-    network: AttractorNetwork,
+    network: Network,
     splits: ImageSplits,
     assessment: Assessment,
     *,
@@ -155,13 +162,15 @@ def run_results(
     train_seconds and steps are those of all updates, without validation; the couplings that are evaluated
     are those of `selected_step`. Time and memory are those of this process.
     """
-    ranks = network.energy.ranks
+    ranks = network.ranks
     count = min(1000, len(splits.test), len(splits.train))
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    likelihood = {
-        name: log_pseudo_likelihood(network, to_pixels(images[:count]), batch_size=256)
-        for name, images in parts.items()
-    }
+    likelihood = None  # which a transformer has not
+    if isinstance(network, AttractorNetwork):
+        likelihood = {
+            name: log_pseudo_likelihood(network, to_pixels(images[:count]), batch_size=256)
+            for name, images in parts.items()
+        }
     return {
         "schema": SCHEMA,
         "model": config.model.name,
@@ -172,11 +181,11 @@ def run_results(
             "train_seconds": train_seconds,
             "steps": steps,
             "selected_step": selected_step,
-            "parameters": network.energy.couplings.parameters,
+            "parameters": network.parameters,
             "peak_memory_mb": peak_memory,
             "processes": ranks.count if ranks else 1,
             "device": network.device.type,
-            "backend": network.backend.value,
+            "backend": network.backend_name,
         },
         "pseudo_likelihood": likelihood,
         "validation": {"score": score},
@@ -206,10 +215,13 @@ def choices_from_json(values: dict[str, Any]) -> Choices:
     return {
         task: {
             row: Choice(
-                Retrieval.from_json({k: v for k, v in entry.items() if k != "validation_mse"}),
-                entry["validation_mse"],
+                _reading({k: v for k, v in entry.items() if k != "validation_mse"}), entry["validation_mse"]
             )
             for row, entry in rows.items()
         }
         for task, rows in values.items()
     }
+
+
+def _reading(values: dict[str, Any]) -> Retrieval | Passes:
+    return Retrieval.from_json(values) if "map" in values else Passes(**values)

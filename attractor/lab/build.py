@@ -4,10 +4,13 @@ Everything is refused here that the objects themselves refuse, as a ConfigError,
 """
 
 import zlib
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 from torch import Generator, Tensor, cuda
 
+from attractor.baselines import Backprop, RecycledBlock, Transformer
 from attractor.images import (
     Denoise,
     Encoding,
@@ -20,6 +23,8 @@ from attractor.images import (
     load,
 )
 from attractor.lab.config import (
+    AttractorConfig,
+    BackpropConfig,
     Config,
     CouplingsName,
     DataConfig,
@@ -31,14 +36,19 @@ from attractor.lab.config import (
     ModelConfig,
     OptimiserName,
     OrderName,
+    PrecisionName,
     PseudoLikelihoodConfig,
     RidgeConfig,
     RuleConfig,
     TaskConfig,
     TaskName,
+    TransformerBlockConfig,
+    TransformerConfig,
 )
 from attractor.lab.errors import ConfigError, configuring
-from attractor.lab.network import AttractorNetwork, Retrieval
+from attractor.lab.network import AttractorNetwork, Network, Reading, Retrieval
+from attractor.lab.training import Rule
+from attractor.lab.transformers import Passes, TaskDescent, TransformerNetwork
 from attractor.physics import (
     SGD,
     Adam,
@@ -89,11 +99,13 @@ def build_network(
     device: DeviceName = DeviceName.auto,
     backend: Backend = Backend.auto,
     ranks: Ranks | None = None,
-) -> AttractorNetwork:
-    """An untrained network (J = 0) for images like the training mean (C, H, W), in pixels.
+) -> Network:
+    """An untrained network for images like the training mean (C, H, W), in pixels: J = 0, or small weights.
 
     With `ranks` it holds the rows of this process. Refuses a device or a backend that cannot be used.
     """
+    if not isinstance(config, AttractorConfig):
+        return _transformer(config, mean, seed=seed, device=device, ranks=ranks)
     with configuring():
         encoding = _encoding(config, mean, Generator().manual_seed(seed))
         couplings = _couplings(config, encoding, None if ranks is None else ranks.rows(encoding.tokens))
@@ -110,13 +122,37 @@ def build_network(
     return network
 
 
+def _transformer(
+    config: ModelConfig, mean: Tensor, *, seed: int, device: DeviceName, ranks: Ranks | None
+) -> TransformerNetwork:
+    if ranks is not None and ranks.count > 1:
+        raise ConfigError(f"{config.name} is no network of rows that processes could share; start one")
+    channels, side, _ = mean.shape
+    module: Transformer | RecycledBlock
+    with configuring():
+        encoding = PixelEncoding(channels, side, patch=config.patch, mean=mean)
+        common: Any = {"tokens": encoding.tokens, "dim": encoding.dim}
+        common["generator"] = Generator().manual_seed(seed)
+        match config:
+            case TransformerConfig(width=width, heads=heads, depth=depth):
+                module = Transformer(width=width, heads=heads, depth=depth, **common)
+            case TransformerBlockConfig(width=width, heads=heads):
+                least, most = config.min_iterations, config.max_iterations
+                module = RecycledBlock(
+                    width=width, heads=heads, min_iterations=least, max_iterations=most, **common
+                )
+            case _:
+                raise ConfigError(f"no model for {type(config).__name__}")
+    return TransformerNetwork(module.to(_device(device)), encoding)
+
+
 def _device(name: DeviceName) -> str:
     if name is DeviceName.cuda and not cuda.is_available():
         raise ConfigError("device is cuda, but there is no GPU that torch can use; use device=cpu")
     return "cuda" if name is not DeviceName.cpu and cuda.is_available() else "cpu"
 
 
-def _encoding(config: ModelConfig, mean: Tensor, generator: Generator) -> Encoding:
+def _encoding(config: AttractorConfig, mean: Tensor, generator: Generator) -> Encoding:
     channels, side, _ = mean.shape
     if config.measure is MeasureName.gaussian:
         if config.projection is not None:
@@ -135,7 +171,7 @@ def _encoding(config: ModelConfig, mean: Tensor, generator: Generator) -> Encodi
     )
 
 
-def _couplings(config: ModelConfig, encoding: Encoding, rows: range | None) -> Hopfield | Pairwise:
+def _couplings(config: AttractorConfig, encoding: Encoding, rows: range | None) -> Hopfield | Pairwise:
     match config.couplings:
         case CouplingsName.hopfield:
             return Hopfield(encoding.tokens, encoding.dim, rows=rows)
@@ -146,7 +182,7 @@ def _couplings(config: ModelConfig, encoding: Encoding, rows: range | None) -> H
             return Pairwise(encoding.tokens, encoding.dim, neighbours=table, rows=rows)
 
 
-def _measure(config: ModelConfig, encoding: Encoding) -> Measure:
+def _measure(config: AttractorConfig, encoding: Encoding) -> Measure:
     match config.measure:
         case MeasureName.sphere:
             return Sphere(encoding.dim)
@@ -156,10 +192,15 @@ def _measure(config: ModelConfig, encoding: Encoding) -> Measure:
             return Gaussian(encoding.dim)
 
 
-def build_rule(config: RuleConfig, network: AttractorNetwork, *, seed: int) -> IterativeRule | OneShotRule:
-    """The rule, with the start that it needs; refuses a network that it cannot train."""
+def build_rule(config: RuleConfig, network: Network, tasks: Mapping[str, Task], *, seed: int) -> Rule:
+    """The rule, with the start that it needs; refuses a network or tasks that it cannot train."""
+    if not isinstance(network, AttractorNetwork):
+        assert isinstance(network, TransformerNetwork)
+        return _task_descent(config, network, tasks, seed)
+    if isinstance(config, BackpropConfig):
+        raise ConfigError("rule=backprop trains transformers; use model=transformer, or a local rule")
     with configuring():
-        rule = _rule(config, seed)
+        rule = _local_rule(config, seed)
         if isinstance(config, EnergyDescentConfig):
             generator = Generator().manual_seed(seed)
             random_start(network.energy.couplings, config.start, generator=generator)
@@ -167,7 +208,35 @@ def build_rule(config: RuleConfig, network: AttractorNetwork, *, seed: int) -> I
     return rule
 
 
-def _rule(config: RuleConfig, seed: int) -> IterativeRule | OneShotRule:
+def _task_descent(
+    config: RuleConfig, network: TransformerNetwork, tasks: Mapping[str, Task], seed: int
+) -> TaskDescent:
+    if not isinstance(config, BackpropConfig):
+        raise ConfigError("a transformer has no local rule; use rule=backprop, or leave rule out")
+    if len(tasks) != 1:
+        raise ConfigError(
+            f"a transformer is trained for one task, not for {' and '.join(tasks)}; give task=masked or "
+            "task=denoise"
+        )
+    backprop = Backprop(
+        network.module,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip=config.clip,
+        bfloat16=config.precision is PrecisionName.bfloat16,
+    )
+    return TaskDescent(backprop, next(iter(tasks.values())), seed=seed)
+
+
+def jitter_of(config: Config) -> float:
+    """train.jitter, or what suits the rule: noise keeps couplings from being too sure of themselves."""
+    if config.train.jitter is not None:
+        return config.train.jitter
+    return 0.0 if isinstance(config.rule, BackpropConfig) else 0.4
+
+
+def _local_rule(config: RuleConfig, seed: int) -> IterativeRule | OneShotRule:
     match config:
         case PseudoLikelihoodConfig():
             return PseudoLikelihood(
@@ -217,8 +286,10 @@ def build_tasks(config: TaskConfig, *, patch: int, side: int) -> dict[str, Task]
     return tasks
 
 
-def build_candidates(config: Config, *, evidence: bool) -> list[Retrieval]:
-    """The retrievals to choose from, free or with evidence."""
+def build_candidates(config: Config, *, evidence: bool) -> list[Reading]:
+    """The retrievals to choose from, free or with evidence; a transformer has one, of which t is chosen."""
+    if not isinstance(config.model, AttractorConfig):
+        return [Passes(recycled=isinstance(config.model, TransformerBlockConfig))]
     dynamics = config.dynamics
     gaussian = config.model.measure is MeasureName.gaussian
     # all tokens at once is a block Jacobi iteration for a Gaussian, which diverges on real images

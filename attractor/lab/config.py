@@ -79,14 +79,36 @@ class Objective(Enum):
 
 @dataclass
 class ModelConfig:
+    """Which kind of model it is, is the class of its node; see conf/model."""
+
     name: str = MISSING  # the key of the model in results.json
+    patch: int = 2  # side of a patch, pixels
+
+
+@dataclass
+class AttractorConfig(ModelConfig):
     couplings: CouplingsName = MISSING
     measure: MeasureName = MISSING
     inverse_temperature: float = 1.0  # lambda of training
-    patch: int = 2  # side of a patch, pixels
     span: float = 0.5  # white is at the angle pi * span; not used by the Gaussian measure
     projection: int | None = None  # dimension of a frozen random projection of the tokens
     radius: int | None = None  # tokens at most so many patches away are sources; null: all others
+
+
+@dataclass
+class TransformerConfig(ModelConfig):
+    width: int = MISSING
+    heads: int = MISSING
+    depth: int = MISSING  # blocks
+
+
+@dataclass
+class TransformerBlockConfig(ModelConfig):
+    width: int = MISSING
+    heads: int = MISSING
+    # how often the block is applied in training, drawn for every batch
+    min_iterations: int = MISSING
+    max_iterations: int = MISSING
 
 
 @dataclass
@@ -123,6 +145,20 @@ class RidgeConfig(RuleConfig):
     ridge: float = 1e-3
 
 
+class PrecisionName(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"  # of the products of matrices, in training
+
+
+@dataclass
+class BackpropConfig(RuleConfig):
+    learning_rate: float = MISSING
+    weight_decay: float = 0.05  # of the matrices
+    warmup: int = 200  # steps
+    clip: float = 1.0  # of the norm of the gradient
+    precision: PrecisionName = PrecisionName.float32
+
+
 @dataclass
 class DataConfig:
     name: str = MISSING
@@ -141,9 +177,12 @@ class TaskConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = 2000  # the learning rate falls linearly to 0 at the last one
+    steps: int = 2000  # the learning rate falls to 0 at the last one
+    max_seconds: float | None = (
+        None  # of updates, after which training ends if not after `steps`; null: none
+    )
     batch_size: int = 128
-    jitter: float = 0.4  # standard deviation of the noise added to training pixels
+    jitter: float | None = None  # deviation of the noise added to training pixels; null: that of the rule
     validate_every: int = 100  # steps
     validation_images: int = 100
     validation_steps: int = 3  # iterations that every candidate gets
@@ -229,15 +268,22 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="compare_schema", node=CompareConfig)
-    for name, node in RULE_SCHEMAS.items():
-        store.store(group="rule_schema", name=name, node=node)
+    for group, schemas in (("model_schema", MODEL_SCHEMAS), ("rule_schema", RULE_SCHEMAS)):
+        for name, node in schemas.items():
+            store.store(group=group, name=name, node=node)
 
 
+MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
+    "attractor": AttractorConfig,
+    "transformer": TransformerConfig,
+    "transformer_block": TransformerBlockConfig,
+}
 RULE_SCHEMAS: dict[str, type[RuleConfig]] = {
     "pseudo_likelihood": PseudoLikelihoodConfig,
     "energy_descent": EnergyDescentConfig,
     "hebb": HebbConfig,
     "ridge": RidgeConfig,
+    "backprop": BackpropConfig,
 }
 
 

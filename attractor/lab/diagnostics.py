@@ -21,20 +21,26 @@ from attractor.images import Corrupted
 from attractor.lab.distributed import Processes
 from attractor.lab.evaluation import cosine
 from attractor.lab.examples import first_images
-from attractor.lab.network import AttractorNetwork, Retrieval, log_pseudo_likelihood
+from attractor.lab.network import AttractorNetwork, Network, Reading, Retrieval, log_pseudo_likelihood
 
 IMAGES = 8  # attention is (images, N, S): with few of them, measuring costs little beside a validation
 
 
 def measure(
-    network: AttractorNetwork,
-    retrieval: Retrieval,
+    network: Network,
+    retrieval: Reading,
     batch: Corrupted,
     *,
     steps: int,
     processes: Processes | None = None,
 ) -> dict[str, float]:
-    """The scalars above, after `steps` iterations T from the first corrupted images of `batch`."""
+    """The scalars above, after `steps` iterations T from the first corrupted images of `batch`.
+
+    A transformer has none of them.
+    """
+    if not isinstance(network, AttractorNetwork):
+        return {}
+    assert isinstance(retrieval, Retrieval)
     few = first_images(batch, IMAGES)
     with torch.inference_mode():
         tokens = network.encode(few.original)

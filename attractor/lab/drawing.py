@@ -11,13 +11,13 @@ from attractor.lab.assessment import Assessment
 from attractor.lab.config import REFERENCES, Config
 from attractor.lab.evaluation import corruptions, overlaps
 from attractor.lab.examples import Trajectories
-from attractor.lab.network import AttractorNetwork
+from attractor.lab.network import AttractorNetwork, Network, Retrieval
 from attractor.lab.report import title
 
 
 def draw_run(
     config: Config,
-    network: AttractorNetwork,
+    network: Network,
     splits: ImageSplits,
     tasks: dict[str, Task],
     reference_models: dict[str, Reconstructor],
@@ -45,9 +45,12 @@ def draw_run(
                 heading=f"{title(row)}: {trajectory.retrieval.describe()}",
             )
         drawn[f"trajectory_{task}"] = portraits.trajectory_gif(rows[config.model.name], folder)
+    if not isinstance(network, AttractorNetwork):
+        return drawn  # the rest is about couplings and their states
     last = list(tasks)[-1]
     curves = {}
     for row, choice in assessment.choices[last].items():
+        assert isinstance(choice.retrieval, Retrieval)
         curves[row] = {
             name: overlaps(
                 network,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attractor.images import Corrupted
 from attractor.lab.assessment import Assessment
-from attractor.lab.network import AttractorNetwork, Recall, Retrieval
+from attractor.lab.network import Network, Reading, Recall
 
 EXAMPLES = 8
 
@@ -21,7 +21,7 @@ class Trajectory:
 
     images: Corrupted
     predictions: list[Tensor]
-    retrieval: Retrieval
+    retrieval: Reading
 
     @property
     def steps(self) -> int:
@@ -45,7 +45,7 @@ class Trajectory:
 Trajectories = dict[str, dict[str, Trajectory]]  # task -> row of the table -> its examples
 
 
-def watch(networks: Mapping[str, AttractorNetwork], assessment: Assessment, *, steps: int) -> Trajectories:
+def watch(networks: Mapping[str, Network], assessment: Assessment, *, steps: int) -> Trajectories:
     """The first test images of every task, iterated as every row of the table is.
 
     networks: run -> its network, whose rows are called run/row if there are several, as in `assess`.

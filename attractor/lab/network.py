@@ -7,13 +7,14 @@ run it. Together they are a `Reconstructor`, like the baselines.
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from attractor.images import Corrupted, Encoding
 from attractor.lab.config import MapName, OrderName
+from attractor.lab.transformers import Passes
 from attractor.physics import (
     Attention,
     Backend,
@@ -22,6 +23,7 @@ from attractor.physics import (
     Gibbs,
     LocalEnergy,
     MeanField,
+    Ranks,
     Sequential,
     Synchronous,
     iterate,
@@ -71,6 +73,48 @@ class Retrieval:
         return ", ".join(words)
 
 
+Reading = Retrieval | Passes  # how a prediction is read from a network of either kind
+
+
+class Network(Protocol):
+    """What can be trained, saved and evaluated here: `AttractorNetwork` or `TransformerNetwork`."""
+
+    @property
+    def encoding(self) -> Encoding: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def backend_name(self) -> str:
+        """What computes it, in a word."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that share its rows, if several do."""
+        ...
+
+    @property
+    def rows(self) -> range:
+        """The rows of the weights that this process holds."""
+        ...
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What is learned, by name: the tensors themselves, (rows, ...) each."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are learned, by all processes."""
+        ...
+
+    def predictions(self, corrupted: Corrupted, reading: Any) -> Iterator[Tensor]:
+        """Predicted pixels (B, C, H, W) after iteration t = 1, 2, ...; `reading` is one of its kind."""
+        ...
+
+
 class AttractorNetwork:
     """Couplings with their energy, and the encoding of pixels (B, C, H, W) as tokens (B, N, D)."""
 
@@ -88,6 +132,26 @@ class AttractorNetwork:
         """What computes the energies. Raises ValueError if the backend asked for cannot."""
         # each backend has a module of its name
         return Backend(type(self.energy.kernel).__module__.rpartition(".")[2])
+
+    @property
+    def backend_name(self) -> str:
+        return self.backend.value
+
+    @property
+    def ranks(self) -> Ranks | None:
+        return self.energy.ranks
+
+    @property
+    def rows(self) -> range:
+        return self.energy.couplings.rows
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return self.energy.couplings.weights
+
+    @property
+    def parameters(self) -> int:
+        return self.energy.couplings.parameters
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, C, H, W) to tokens (B, N, D) on the device of the couplings."""
@@ -116,18 +180,22 @@ class AttractorNetwork:
         clamped = None if corrupted.mask is None else ~corrupted.mask.to(x.device)
         return iterate(self.energy, x, dynamics, clamped=clamped, evidence=evidence, tolerance=_ARRIVED)
 
+    def predictions(self, corrupted: Corrupted, reading: Retrieval) -> Iterator[Tensor]:
+        """The states, decoded, without end."""
+        for x in self.states(corrupted, reading):
+            yield self.encoding.decode(x).cpu()
+
 
 @dataclass(frozen=True)
 class Recall:
-    """A network under one retrieval, as a `Reconstructor`."""
+    """A network read in one way, as a `Reconstructor`."""
 
-    network: AttractorNetwork
-    retrieval: Retrieval
+    network: Network
+    retrieval: Reading
 
     def reconstruct(self, corrupted: Corrupted) -> Iterator[Tensor]:
-        """Predicted pixels (B, C, H, W) after iteration t = 1, 2, ..., without end."""
-        for x in self.network.states(corrupted, self.retrieval):
-            yield self.network.encoding.decode(x).cpu()
+        """Predicted pixels (B, C, H, W) after iteration t = 1, 2, ..."""
+        return self.network.predictions(corrupted, self.retrieval)
 
 
 def _map(retrieval: Retrieval, corrupted: Corrupted) -> Map:

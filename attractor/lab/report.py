@@ -6,6 +6,8 @@ from typing import Any
 from attractor.images import ImageSplits
 from attractor.lab.config import (
     REFERENCES,
+    AttractorConfig,
+    BackpropConfig,
     Config,
     EnergyDescentConfig,
     HebbConfig,
@@ -15,13 +17,16 @@ from attractor.lab.config import (
     RuleConfig,
 )
 from attractor.lab.errors import ConfigError
-from attractor.lab.network import AttractorNetwork
-from attractor.physics import IterativeRule, OneShotRule
+from attractor.lab.network import Network
+from attractor.lab.training import Rule
+from attractor.physics import OneShotRule
 
 TITLES = {
     "bare_attention": "bare self-attention",
     "local_attention": "local self-attention",
     "hopfield": "vector Hopfield network",
+    "transformer": "transformer",
+    "transformer_block": "transformer block",
     "training_mean": "training mean",
     "regression": "linear regression",
     "memory": "softmax memory",
@@ -32,6 +37,7 @@ _RULES: dict[type[RuleConfig], str] = {
     EnergyDescentConfig: "energy descent, positive phase only (local, no backpropagation)",
     HebbConfig: "Hebb, one shot (no backpropagation)",
     RidgeConfig: "ridge regression, closed form (no backpropagation)",
+    BackpropConfig: "backpropagation of the squared error",
 }
 
 
@@ -40,6 +46,7 @@ TASK_WORDS = {"masked": "masked prediction", "denoise": "denoising"}
 _OBJECTIVES = {
     "log_pseudo_likelihood": ("log PL", " nats/token"),
     "negative_energy": ("-energy", ""),
+    "squared_error": ("error", ""),
 }
 
 
@@ -51,29 +58,31 @@ def title(model: str) -> str:
     return f"{run}: {words}" if run else words
 
 
-def header(config: Config, splits: ImageSplits, network: AttractorNetwork) -> str:
+def header(config: Config, splits: ImageSplits, network: Network) -> str:
     """What is about to be trained, in two lines."""
-    couplings, side, patch = network.energy.couplings, splits.side, config.model.patch
+    encoding, side, patch = network.encoding, splits.side, config.model.patch
     channels = f" of {splits.channels} channels" if splits.channels > 1 else ""
-    measure = config.model.measure
-    kind = "" if measure is MeasureName.sphere else f", {measure.value} measure"
+    kind, learned = "", "weights"
+    if isinstance(config.model, AttractorConfig):
+        learned, measure = "couplings", config.model.measure
+        kind = "" if measure is MeasureName.sphere else f", {measure.value} measure"
     threads = f"{config.threads} thread" + ("s" if config.threads > 1 else "")
-    running = f"{network.device.type}, {threads}, backend {network.backend.value}"
-    if network.energy.ranks is not None:
-        running = f"{running}, {network.energy.ranks.count} processes"
+    running = f"{network.device.type}, {threads}, backend {network.backend_name}"
+    if network.ranks is not None:
+        running = f"{running}, {network.ranks.count} processes"
     return (
         f"{title(config.model.name)} on {splits.name}: {side}x{side} images{channels}, "
-        f"{patch}x{patch} patches, N={couplings.tokens} tokens of D={couplings.dim}, "
-        f"{couplings.parameters:,} couplings{kind}\n"
+        f"{patch}x{patch} patches, N={encoding.tokens} tokens of D={encoding.dim}, "
+        f"{network.parameters:,} {learned}{kind}\n"
         f"rule: {_RULES[type(config.rule)]}   device: {running}"
     )
 
 
-def progress(rule: IterativeRule | OneShotRule, objective: float | None, errors: dict[str, float]) -> str:
+def progress(rule: Rule, objective: float | None, errors: dict[str, float]) -> str:
     """Behind the progress bar: what training climbs, and the last validation."""
     shown = "  ".join(f"{task} {error:.4f}" for task, error in errors.items())
     shown += " (validation)" if errors else ""
-    if isinstance(rule, IterativeRule) and objective is not None:
+    if not isinstance(rule, OneShotRule) and objective is not None:
         name, unit = _OBJECTIVES[rule.objective]
         shown = f"{name} {objective:.3f}{unit}  {shown}"
     return shown

@@ -20,10 +20,11 @@ from attractor.lab.checkpoints import Checkpoint, Position
 from attractor.lab.config import Config
 from attractor.lab.errors import CheckpointError, ConfigError, OutputError
 from attractor.lab.fields import FREE, PLACE, leaves, within
-from attractor.lab.network import AttractorNetwork
+from attractor.lab.network import Network
 from attractor.lab.runs import config_from
 from attractor.lab.status import holder, occupied, read_status
-from attractor.lab.training import EarlyStopping, cursor
+from attractor.lab.training import EarlyStopping, Rule, cursor
+from attractor.lab.transformers import TaskDescent
 from attractor.physics import IterativeRule, OneShotRule
 
 _ROWS = "rows"  # the generator of a rule that draws rows
@@ -87,8 +88,8 @@ def named(resume: str) -> tuple[Path, int | None]:
 
 
 def snapshot(
-    network: AttractorNetwork,
-    rule: IterativeRule | OneShotRule,
+    network: Network,
+    rule: Rule,
     stopping: EarlyStopping,
     *,
     step: int,
@@ -99,17 +100,18 @@ def snapshot(
     splits: ImageSplits,
 ) -> Checkpoint:
     """Everything that the steps after `step` depend on, of the rows of this process."""
-    couplings = network.energy.couplings
     optimiser: dict[str, Tensor] = {}
     generators: dict[str, Tensor] = {}
     if isinstance(rule, IterativeRule):
         optimiser = rule.optimiser.state
         if rule.generator is not None:
             generators[_ROWS] = rule.generator.get_state()
+    elif isinstance(rule, TaskDescent):
+        optimiser = rule.state
     return Checkpoint(
         step=step,
-        rows=couplings.rows,
-        weights=couplings.weights,
+        rows=network.rows,
+        weights=network.weights,
         mean=mean,
         config=settings,
         validation=errors,
@@ -131,8 +133,8 @@ class Start:
 
 def restore(
     folder: Path,
-    network: AttractorNetwork,
-    rule: IterativeRule | OneShotRule,
+    network: Network,
+    rule: Rule,
     stopping: EarlyStopping,
     *,
     settings: dict[str, Any],
@@ -144,13 +146,13 @@ def restore(
     Nothing is written. Raises CheckpointError if there is none, or if that of `step` is not whole, and
     ConfigError if `splits` are not the images it was trained on.
     """
-    couplings = network.energy.couplings
+    weights = network.weights
     if step is None:
         step, damaged = checkpoints.newest_whole(folder)
     else:
         checkpoints.verify(folder, step)
         damaged = []
-    checkpoint = checkpoints.load(folder, step=step, rows=couplings.rows)
+    checkpoint = checkpoints.load(folder, step=step, rows=network.rows)
     if checkpoint.data != splits.fingerprint:
         raise ConfigError(
             "these are not the images that the run was trained on: the SHA-256 of "
@@ -161,21 +163,23 @@ def restore(
         raise CheckpointError(
             f"{folder}: step {step} is followed by batch {checkpoint.cursor}, not {expected}"
         )
-    checkpoints.fill(couplings.weights, checkpoint, folder)
+    checkpoints.fill(weights, checkpoint, folder)
     if isinstance(rule, IterativeRule):
         for name, value in checkpoint.optimiser.items():
-            weight = couplings.weights[name.rpartition(".")[0]]
+            weight = weights[name.rpartition(".")[0]]
             # counters, which are no floating-point numbers, are kept on the CPU
             rule.optimiser.state[name] = _laid_out(value, weight) if value.is_floating_point() else value
         if rule.generator is not None and _ROWS in checkpoint.generators:
             rule.generator.set_state(checkpoint.generators[_ROWS])
+    elif isinstance(rule, TaskDescent):
+        rule.restore(checkpoint.optimiser)
     position = checkpoint.position
     stopping.best_step, stopping.best_score = position.best_step, position.best_score
     stopping.failures = position.failures
     if position.best_step:
-        best = checkpoints.load(folder, step=position.best_step, rows=couplings.rows)
+        best = checkpoints.load(folder, step=position.best_step, rows=network.rows)
         stopping.best_weights = {
-            name: _laid_out(value, couplings.weights[name]) for name, value in best.weights.items()
+            name: _laid_out(value, weights[name]) for name, value in best.weights.items()
         }
     warnings = [f"{reason}; going on from step-{step}, the newest that is whole" for reason in damaged]
     was, now = checkpoint.versions, manifest.versions()
@@ -191,9 +195,7 @@ def _laid_out(value: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(value)
 
 
-def _cursor(
-    step: int, rule: IterativeRule | OneShotRule, settings: dict[str, Any], splits: ImageSplits
-) -> dict[str, int]:
+def _cursor(step: int, rule: Rule, settings: dict[str, Any], splits: ImageSplits) -> dict[str, int]:
     """Which batch follows `step`; a one-shot rule has none."""
     if isinstance(rule, OneShotRule):
         return {}

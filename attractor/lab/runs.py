@@ -1,8 +1,8 @@
 """A finished run, loaded again: for evaluate.py, and for one's own images."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,16 @@ from attractor.images import Corrupted, check_images, token_mask_to_pixels
 from attractor.lab import checkpoints
 from attractor.lab.assessment import Choices, choices_from_json
 from attractor.lab.build import build_network
-from attractor.lab.config import RULE_SCHEMAS, Config, DeviceName, RuleConfig
+from attractor.lab.config import (
+    MODEL_SCHEMAS,
+    RULE_SCHEMAS,
+    Config,
+    DeviceName,
+    TaskConfig,
+    TaskName,
+)
 from attractor.lab.errors import CheckpointError, ConfigError
-from attractor.lab.network import AttractorNetwork, Recall
+from attractor.lab.network import Network, Recall
 from attractor.lab.selection import Choice
 from attractor.physics import Backend, Ranks
 
@@ -29,7 +36,7 @@ class TrainedModel:
 
     folder: Path
     config: Config
-    network: AttractorNetwork
+    network: Network
     choices: Choices
     results: dict[str, Any]
     step: int  # of the checkpoint
@@ -107,8 +114,7 @@ def load_run(
     network = build_network(
         config.model, manifest.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
     )
-    couplings = network.energy.couplings
-    checkpoints.fill(couplings.weights, checkpoints.load(stored, step=step, rows=couplings.rows), folder)
+    checkpoints.fill(network.weights, checkpoints.load(stored, step=step, rows=network.rows), folder)
     return TrainedModel(folder, config, network, choices, results, step)
 
 
@@ -126,7 +132,8 @@ def config_from(values: dict[str, Any]) -> Config:
     """A typed configuration from the plain values of a checkpoint."""
     schema = OmegaConf.structured(Config)
     try:
-        schema.rule = _rule_schema(values["rule"])
+        schema.model = _schema(MODEL_SCHEMAS, values["model"])
+        schema.rule = _schema(RULE_SCHEMAS, values["rule"])
         config = OmegaConf.to_object(OmegaConf.merge(schema, values))
     except (OmegaConfBaseException, KeyError) as error:
         raise CheckpointError(
@@ -136,29 +143,34 @@ def config_from(values: dict[str, Any]) -> Config:
     return config
 
 
-def _rule_schema(values: dict[str, Any]) -> type[RuleConfig]:
-    """The rule is known by its fields, which no two rules share."""
-    for schema in RULE_SCHEMAS.values():
+def _schema(schemas: Mapping[str, type[Any]], values: dict[str, Any]) -> type[Any]:
+    """A kind of rule or model is known by its fields, which no two kinds share."""
+    for schema in schemas.values():
         if set(schema.__dataclass_fields__) == set(values):
             return schema
-    raise CheckpointError(f"no rule has the fields {sorted(values)}")
+    raise CheckpointError(f"none of {', '.join(schemas)} has the fields {sorted(values)}")
 
 
-def same_data(runs: Sequence[TrainedModel]) -> None:
-    """Refuse runs that cannot be compared: other data, tasks, or patch size (the grain of the mask)."""
+def same_data(runs: Sequence[TrainedModel]) -> TaskConfig:
+    """Refuse runs that cannot be compared: other data, corruptions, or patch size (the grain of the mask).
+
+    Returns their tasks, all that any of them has learned.
+    """
     first = runs[0]
     for run in runs[1:]:
         for name, mine, other in (
             ("data.name", run.config.data.name, first.config.data.name),
             ("data.validation", run.config.data.validation, first.config.data.validation),
             ("model.patch", run.config.model.patch, first.config.model.patch),
-            ("task", run.config.task, first.config.task),
+            ("task", replace(run.config.task, names=[]), replace(first.config.task, names=[])),
         ):
             if mine != other:
                 raise ConfigError(
                     f"{run.folder} has {name}={mine}, {first.folder} has {other}: their errors cannot be "
                     "compared; evaluate them apart"
                 )
+    learned = {name for run in runs for name in run.config.task.names}
+    return replace(first.config.task, names=[name for name in TaskName if name in learned])
 
 
 def enough_steps(runs: Sequence[TrainedModel], steps: int) -> None:

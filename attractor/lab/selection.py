@@ -11,20 +11,20 @@ from itertools import islice
 import torch
 
 from attractor.images import Corrupted
-from attractor.lab.network import AttractorNetwork, Recall, Retrieval
+from attractor.lab.network import Network, Reading, Recall
 
 
 @dataclass(frozen=True)
 class Choice:
     """A retrieval with its t (`retrieval.steps`), and its validation error there."""
 
-    retrieval: Retrieval
+    retrieval: Reading
     error: float
 
 
 def choose(
-    network: AttractorNetwork,
-    candidates: Sequence[Retrieval],
+    network: Network,
+    candidates: Sequence[Reading],
     corrupted: Corrupted,
     *,
     screening_steps: int,
@@ -40,7 +40,7 @@ def choose(
     return min(finals, key=lambda choice: choice.error)
 
 
-def _best_step(network: AttractorNetwork, candidate: Retrieval, corrupted: Corrupted, steps: int) -> Choice:
+def _best_step(network: Network, candidate: Reading, corrupted: Corrupted, steps: int) -> Choice:
     states = islice(Recall(network, candidate).reconstruct(corrupted), steps)
     errors = torch.stack([corrupted.squared_error(pixels).mean() for pixels in states])
     if not errors.isfinite().all():

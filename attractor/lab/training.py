@@ -14,28 +14,32 @@ from torch import Generator, Tensor
 
 from attractor.images import to_pixels
 from attractor.lab.errors import configuring
-from attractor.lab.network import AttractorNetwork
+from attractor.lab.network import AttractorNetwork, Network
+from attractor.lab.transformers import TaskDescent, TransformerNetwork
 from attractor.physics import IterativeRule, NonFiniteError, OneShotRule
 
 _BLOCK = 128  # images encoded at a time
 
+Rule = IterativeRule | OneShotRule | TaskDescent
+
 
 @dataclass(frozen=True)
 class Step:
-    """One update of the couplings. objective: what the rule climbs, before the update; None in one shot.
+    """One update of the weights. objective: what the rule climbs, before the update; None in one shot.
 
-    It is the mean over the rows that this process holds.
+    It is the mean over the rows that this process holds. A transformer's is an error, which falls.
     """
 
     index: int  # 1, 2, ...
     objective: float | None
     rate: float
     seconds: float
+    last: bool  # no other follows
 
 
 def fit(
-    network: AttractorNetwork,
-    rule: IterativeRule | OneShotRule,
+    network: Network,
+    rule: Rule,
     *,
     images: Tensor,
     steps: int,
@@ -44,29 +48,50 @@ def fit(
     jitter: float,
     seed: int,
     done: int = 0,
+    max_seconds: float | None = None,
+    seconds: float = 0.0,
 ) -> Iterator[Step]:
     """Train on uint8 images (P, C, H, W); yields after every update, but for the first `done` of them.
 
     Batches are drawn epoch by epoch without replacement. Gaussian noise of standard deviation `jitter` is
-    added to the pixels before they are encoded. The rate falls linearly from `learning_rate` to 0. A
-    one-shot rule yields once. Raises NonFiniteError, naming step and row.
+    added to the pixels before they are encoded. The rate of a local rule falls linearly from
+    `learning_rate` to 0, that of backpropagation as it says itself. Training ends after `steps`, or as soon
+    as updates have taken `max_seconds`, of which the first `done` took `seconds`; the rate then follows the
+    clock, so that no two runs are the same. A one-shot rule yields once. Raises NonFiniteError, naming step
+    and row.
     """
     if isinstance(rule, OneShotRule):
         if not done:
             begin = time.perf_counter()
+            assert isinstance(network, AttractorNetwork)
             _solve(network, rule, images)
-            yield Step(1, None, 0.0, time.perf_counter() - begin)
+            yield Step(1, None, 0.0, time.perf_counter() - begin, last=True)
         return
     batches = _batches(images, batch_size, seed, done)
+    limit = float("inf") if max_seconds is None else max_seconds
     for index in range(done + 1, steps + 1):
+        if seconds >= limit:
+            return
         begin = time.perf_counter()
-        rate = learning_rate * (1 - (index - 1) / steps)
-        tokens = _tokens(network, next(batches), jitter, _generator(seed, "jitter", index))
+        progress = max((index - 1) / steps, seconds / limit)
+        noise = _generator(seed, "jitter", index)
         try:
-            objective = rule.step(network.energy, tokens.to(network.device), rate=rate)
-        except NonFiniteError as error:
+            if isinstance(rule, TaskDescent):
+                assert isinstance(network, TransformerNetwork)
+                rate = rule.backprop.rate(index, progress)
+                clean = to_pixels(next(batches))
+                seen = _jittered(clean, jitter, noise)
+                objective = rule.step(network, seen, clean, index=index, rate=rate)
+            else:
+                assert isinstance(network, AttractorNetwork)
+                rate = learning_rate * (1 - progress)
+                tokens = _tokens(network, next(batches), jitter, noise)
+                objective = rule.step(network.energy, tokens.to(network.device), rate=rate)
+        except ArithmeticError as error:  # a NonFiniteError too
             raise NonFiniteError(f"at step {index}: {error}") from error
-        yield Step(index, objective, rate, time.perf_counter() - begin)
+        taken = time.perf_counter() - begin
+        seconds += taken
+        yield Step(index, objective, rate, taken, last=index == steps or seconds >= limit)
 
 
 def _solve(network: AttractorNetwork, rule: OneShotRule, images: Tensor) -> None:
@@ -109,11 +134,12 @@ def _tokens(network: AttractorNetwork, images: Tensor, jitter: float, generator:
     with torch.inference_mode():
         tokens = torch.empty(len(images), network.encoding.tokens, network.encoding.dim)
         for block, out in zip(images.split(_BLOCK), tokens.split(_BLOCK), strict=True):
-            pixels = to_pixels(block)
-            if jitter:
-                pixels += jitter * torch.randn(pixels.shape, generator=generator)
-            out.copy_(network.encoding.encode(pixels))
+            out.copy_(network.encoding.encode(_jittered(to_pixels(block), jitter, generator)))
         return tokens
+
+
+def _jittered(pixels: Tensor, jitter: float, generator: Generator) -> Tensor:
+    return pixels + jitter * torch.randn(pixels.shape, generator=generator) if jitter else pixels
 
 
 @dataclass

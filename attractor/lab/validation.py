@@ -4,10 +4,13 @@ from typing import Any
 
 from attractor.lab.config import (
     REFERENCES,
+    AttractorConfig,
+    BackpropConfig,
     CompareConfig,
     Config,
     CouplingsName,
     EnergyDescentConfig,
+    Objective,
     PseudoLikelihoodConfig,
 )
 from attractor.lab.errors import ConfigError
@@ -21,16 +24,21 @@ def validate(config: Config) -> None:
             f"{', '.join(REFERENCES)}"
         )
     train, dynamics, evaluation = config.train, config.dynamics, config.eval
-    _positive("model.inverse_temperature", config.model.inverse_temperature)
-    if config.model.radius is not None and config.model.couplings is not CouplingsName.pairwise:
-        raise ConfigError(
-            f"model.radius is {config.model.radius}, but {config.model.couplings.value} couplings have no "
-            "neighbourhoods; use model.couplings=pairwise or model.radius=null"
-        )
+    model = config.model
+    if isinstance(model, AttractorConfig):
+        _positive("model.inverse_temperature", model.inverse_temperature)
+        if model.radius is not None and model.couplings is not CouplingsName.pairwise:
+            raise ConfigError(
+                f"model.radius is {model.radius}, but {model.couplings.value} couplings have no "
+                "neighbourhoods; use model.couplings=pairwise or model.radius=null"
+            )
     numbers: list[tuple[str, float | None]] = [
-        ("model.radius", config.model.radius),
+        *((f"model.{name}", getattr(model, name, None)) for name in ("radius", "width", "heads", "depth")),
+        ("rule.warmup", getattr(config.rule, "warmup", None)),
+        ("rule.clip", getattr(config.rule, "clip", None)),
         ("rule.rows_per_step", getattr(config.rule, "rows_per_step", None)),
         ("train.steps", train.steps),
+        ("train.max_seconds", train.max_seconds),
         ("train.batch_size", train.batch_size),
         ("train.validate_every", train.validate_every),
         ("train.validation_images", train.validation_images),
@@ -53,15 +61,15 @@ def validate(config: Config) -> None:
     for name, value in numbers:
         if value is not None:
             _positive(name, value)
-    if isinstance(config.rule, PseudoLikelihoodConfig | EnergyDescentConfig):
+    if isinstance(config.rule, PseudoLikelihoodConfig | EnergyDescentConfig | BackpropConfig):
         _positive("rule.learning_rate", config.rule.learning_rate)
         if config.rule.learning_rate > 1e37:
             raise ConfigError(f"rule.learning_rate is {config.rule.learning_rate}; float32 ends at 3e38")
-    for field_name in ("momentum", "decay", "rate", "ridge", "start"):
+    for field_name in ("momentum", "decay", "rate", "ridge", "start", "weight_decay"):
         value = getattr(config.rule, field_name, None)
         if value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"rule.{field_name} is {value}; it must be 0 or more, and finite")
-    if not 0 <= train.jitter < float("inf"):
+    if train.jitter is not None and not 0 <= train.jitter < float("inf"):
         raise ConfigError(f"train.jitter is {train.jitter}; it must be 0 or more")
     tasks = [task.value for task in config.task.names]
     if not tasks:
@@ -71,6 +79,8 @@ def validate(config: Config) -> None:
             f"objective is {config.objective.value}, but task.names is {tasks}; use objective=val, "
             f"objective={tasks[0]} or objective=log_pl"
         )
+    if config.objective is Objective.log_pl and not isinstance(model, AttractorConfig):
+        raise ConfigError(f"objective is log_pl, which {model.name} has not; use objective=val")
     lists: list[tuple[str, list[Any]]] = [
         ("dynamics.maps", dynamics.maps),
         ("dynamics.inverse_temperatures", dynamics.inverse_temperatures),
