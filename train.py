@@ -15,14 +15,8 @@ from tqdm import tqdm
 
 from attractor.images import pixel_mean
 from attractor.lab import assessment, checkpoints, diagnostics, page, report
-from attractor.lab.build import (
-    build_candidates,
-    build_data,
-    build_network,
-    build_rule,
-    build_tasks,
-    jitter_of,
-)
+from attractor.lab.build import build_candidates, build_data, build_network, build_tasks
+from attractor.lab.build_rule import build_rule, jitter_of
 from attractor.lab.config import Config, register
 from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.drawing import draw_run

@@ -162,7 +162,8 @@ def same_data(runs: Sequence[TrainedModel]) -> TaskConfig:
             ("data.name", run.config.data.name, first.config.data.name),
             ("data.validation", run.config.data.validation, first.config.data.validation),
             ("model.patch", run.config.model.patch, first.config.model.patch),
-            ("task", replace(run.config.task, names=[]), replace(first.config.task, names=[])),
+            ("task.mask_fraction", run.config.task.mask_fraction, first.config.task.mask_fraction),
+            ("task.noise_variance", run.config.task.noise_variance, first.config.task.noise_variance),
         ):
             if mine != other:
                 raise ConfigError(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from attractor.lab import figures, load_run, portraits
 from attractor.lab.build import build_network
-from attractor.lab.config import CouplingsName, DeviceName, MeasureName, ModelConfig
+from attractor.lab.config import AttractorConfig, CouplingsName, DeviceName, MeasureName
 from attractor.lab.evaluation import corruptions
 from attractor.lab.examples import Trajectory, first_images
 from attractor.lab.figures import COLUMN, PAGE
@@ -233,7 +233,9 @@ def test_attention_of_sparse_couplings_is_shown_on_its_tokens(drawn: list[Figure
     from attractor.physics import random_start
 
     splits = synthetic()
-    config = ModelConfig("local_attention", CouplingsName.pairwise, MeasureName.sphere, patch=1, radius=3)
+    config = AttractorConfig(
+        "local_attention", patch=1, couplings=CouplingsName.pairwise, measure=MeasureName.sphere, radius=3
+    )
     network = build_network(config, pixel_mean(splits.train), seed=0, device=DeviceName.cpu)
     couplings, pixels = network.energy.couplings, to_pixels(splits.test[:1])[0]
     random_start(couplings, 1.0, generator=torch.Generator().manual_seed(0))

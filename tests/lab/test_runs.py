@@ -13,7 +13,7 @@ import torch
 
 from attractor.images import DATASETS, Corrupted, DataError, synthetic, to_pixels, token_mask_to_pixels
 from attractor.lab import load_run, manifest
-from attractor.lab.config import TaskConfig, TaskName
+from attractor.lab.config import TaskName
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.folder import RunFolder
 from attractor.lab.network import Recall
@@ -338,16 +338,20 @@ def test_fewer_iterations_than_the_chosen_t(trained, make_comparison, steps: int
 
 
 def test_runs_that_cannot_be_compared_are_refused(loaded) -> None:
-    """Other data, validation images, patch or task: ConfigError, with both values."""
+    """Other data, validation images, patch or corruption: ConfigError, with both values."""
     config = loaded.config
     others = {
         "data.name=synthetic, .*digits": replace(config, data=replace(config.data, name="digits")),
         "data.validation=None, .*7": replace(config, data=replace(config.data, validation=7)),
         "model.patch=2, .*4": replace(config, model=replace(config.model, patch=4)),
-        "task=": replace(config, task=TaskConfig(names=[TaskName.masked])),
-        "task=.*0.7.*0.5": replace(config, task=replace(config.task, noise_variance=0.5)),
+        "mask_fraction=0.3, .*0.5": replace(config, task=replace(config.task, mask_fraction=0.5)),
+        "noise_variance=0.7, .*0.5": replace(config, task=replace(config.task, noise_variance=0.5)),
     }
-    same_data([loaded, replace(loaded, config=replace(config, seed=5))])
+    one = replace(
+        loaded, config=replace(config, seed=5, task=replace(config.task, names=[TaskName.denoise]))
+    )
+    assert same_data([one, loaded]) == config.task
+    assert same_data([one]).names == [TaskName.denoise]
     for message, other in others.items():
         with pytest.raises(ConfigError, match=message):
             same_data([replace(loaded, config=other), loaded])

@@ -20,16 +20,12 @@ class Scripted:
 
     def __init__(self, curves: list[list[float]]) -> None:
         self.curves = curves
-        self.encoding = self
         self.asked: list[tuple[int, int]] = []
 
-    def states(self, corrupted: Corrupted, retrieval: Retrieval) -> Iterator[Tensor]:
+    def predictions(self, corrupted: Corrupted, retrieval: Retrieval) -> Iterator[Tensor]:
         for t, error in enumerate(self.curves[retrieval.seed], start=1):
             self.asked.append((retrieval.seed, t))
             yield torch.full_like(corrupted.original, error**0.5)
-
-    def decode(self, x: Tensor) -> Tensor:
-        return x
 
 
 BLACK = Corrupted("denoise", torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2))

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from attractor.images import Denoise, Masked, pixel_mean, synthetic, to_pixels
 from attractor.lab import tensor_files
-from attractor.lab.build import build_network, build_rule
+from attractor.lab.build import build_network
+from attractor.lab.build_rule import build_rule
 from attractor.lab.config import (
+    AttractorConfig,
     Config,
     CouplingsName,
     DeviceName,
     EnergyDescentConfig,
     MapName,
     MeasureName,
-    ModelConfig,
     OrderName,
     PseudoLikelihoodConfig,
     register,
@@ -38,9 +39,9 @@ from attractor.lab.validation import validate
 from attractor.physics import Backend
 from train import train
 
-pairwise = ModelConfig(name="x", couplings=CouplingsName.pairwise, measure=MeasureName.sphere)
-local = ModelConfig(name="x", couplings=CouplingsName.pairwise, measure=MeasureName.circles, radius=1)
-hopfield = ModelConfig(name="x", couplings=CouplingsName.hopfield, measure=MeasureName.gaussian)
+pairwise = AttractorConfig(name="x", couplings=CouplingsName.pairwise, measure=MeasureName.sphere)
+local = AttractorConfig(name="x", couplings=CouplingsName.pairwise, measure=MeasureName.circles, radius=1)
+hopfield = AttractorConfig(name="x", couplings=CouplingsName.hopfield, measure=MeasureName.gaussian)
 
 CASES = {
     "pairwise": (pairwise, PseudoLikelihoodConfig(learning_rate=0.03)),
@@ -68,7 +69,7 @@ def measured(processes: Processes, backend: Backend) -> tuple[dict[str, Tensor],
         )
         steps = fit(
             network,
-            build_rule(rule, network, seed=0),
+            build_rule(rule, network, {}, seed=0),
             images=splits.train,
             steps=STEPS,
             batch_size=32,
