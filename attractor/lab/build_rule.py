@@ -1,0 +1,115 @@
+"""Which rule a configuration stands for, the counterpart of `build` for what a network learns by."""
+
+import zlib
+from collections.abc import Mapping
+
+from torch import Generator
+
+from attractor.baselines import Backprop
+from attractor.images import Task
+from attractor.lab.config import (
+    BackpropConfig,
+    Config,
+    EnergyDescentConfig,
+    HebbConfig,
+    OptimiserName,
+    PrecisionName,
+    PseudoLikelihoodConfig,
+    RidgeConfig,
+    RuleConfig,
+)
+from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.network import AttractorNetwork, Network
+from attractor.lab.training import Rule
+from attractor.lab.transformers import TaskDescent, TransformerNetwork
+from attractor.physics import (
+    SGD,
+    Adam,
+    EnergyDescent,
+    Hebb,
+    IterativeRule,
+    OneShotRule,
+    PseudoLikelihood,
+    Ridge,
+    random_start,
+)
+
+
+def build_rule(config: RuleConfig, network: Network, tasks: Mapping[str, Task], *, seed: int) -> Rule:
+    """The rule, with the start that it needs; refuses a network or tasks that it cannot train."""
+    if not isinstance(network, AttractorNetwork):
+        assert isinstance(network, TransformerNetwork)
+        return _task_descent(config, network, tasks, seed)
+    if isinstance(config, BackpropConfig):
+        raise ConfigError("rule=backprop trains transformers; use model=transformer, or a local rule")
+    with configuring():
+        rule = _local_rule(config, seed)
+        if isinstance(config, EnergyDescentConfig):
+            generator = Generator().manual_seed(seed)
+            random_start(network.energy.couplings, config.start, generator=generator)
+        rule.start(network.energy)
+    return rule
+
+
+def _task_descent(
+    config: RuleConfig, network: TransformerNetwork, tasks: Mapping[str, Task], seed: int
+) -> TaskDescent:
+    if not isinstance(config, BackpropConfig):
+        raise ConfigError("a transformer has no local rule; use rule=backprop, or leave rule out")
+    if len(tasks) != 1:
+        raise ConfigError(
+            f"a transformer is trained for one task, not for {' and '.join(tasks)}; give task=masked or "
+            "task=denoise"
+        )
+    backprop = Backprop(
+        network.module,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip=config.clip,
+        bfloat16=config.precision is PrecisionName.bfloat16,
+    )
+    return TaskDescent(backprop, next(iter(tasks.values())), seed=seed)
+
+
+def jitter_of(config: Config) -> float:
+    """train.jitter, or what suits the rule: noise keeps couplings from being too sure of themselves."""
+    if config.train.jitter is not None:
+        return config.train.jitter
+    return 0.0 if isinstance(config.rule, BackpropConfig) else 0.4
+
+
+def _local_rule(config: RuleConfig, seed: int) -> IterativeRule | OneShotRule:
+    match config:
+        case PseudoLikelihoodConfig():
+            return PseudoLikelihood(
+                _optimiser(config),
+                decay=config.decay,
+                rows_per_step=config.rows_per_step,
+                generator=_row_draws(seed),
+            )
+        case EnergyDescentConfig():
+            return EnergyDescent(
+                _optimiser(config),
+                decay=config.decay,
+                rows_per_step=config.rows_per_step,
+                generator=_row_draws(seed),
+            )
+        case HebbConfig():
+            return Hebb(rate=config.rate)
+        case RidgeConfig():
+            return Ridge(ridge=config.ridge)
+    raise ConfigError(f"no rule for {type(config).__name__}")
+
+
+def _row_draws(seed: int) -> Generator:
+    """A stream apart from that of the batches, which `seed` itself starts."""
+    return Generator().manual_seed(zlib.crc32(f"rows of {seed}".encode()))
+
+
+def _optimiser(config: PseudoLikelihoodConfig | EnergyDescentConfig) -> SGD | Adam:
+    if config.optimiser is OptimiserName.sgd:
+        return SGD(momentum=config.momentum)
+    if config.momentum:
+        raise ConfigError("rule.momentum is for rule.optimiser=sgd; adam has its own")
+    return Adam()

@@ -1,0 +1,264 @@
+"""The paper's comparison: the runs of `experiment=paper`, side by side with the references.
+
+uv run python -m attractor.lab.paper SWEEP_DIR [--root DIR] [--images N] [--curve-images N] [--steps T]
+
+For every patch size, which sets the grain of the mask, all runs see the same corruptions: those of all test
+images at the t that validation chose, and of some of them until T. Writes for each of them results.json,
+table.md, figure 1 (error against t, and pictures) and figure 2 (variance within predicted patches) to
+SWEEP_DIR/comparison/PxP.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from attractor.images import Corrupted, ImageSplits, Reconstructor, Task, to_patches
+from attractor.lab import assessment, jobs
+from attractor.lab.build import build_data, build_tasks
+from attractor.lab.config import REFERENCES
+from attractor.lab.errors import EXIT_CODES, ConfigError, exit_code
+from attractor.lab.evaluation import corruptions, evaluate
+from attractor.lab.network import Recall
+from attractor.lab.report import TASK_WORDS, title
+from attractor.lab.runs import TrainedModel, load_run, same_data
+
+PREDICTED = 500  # images whose predicted patches are looked at
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, or reference, on one task. The lists have an entry for each training seed.
+
+    at_best: errors of all test images at the chosen t, (images,). curve: of some of them at t = 1 .. T,
+    (images, T). variances: within each predicted patch at the chosen t, of all patches in one vector.
+    """
+
+    at_best: list[Tensor]
+    curves: list[Tensor]
+    chosen: list[int]
+    variances: list[Tensor]
+    seconds: list[float]
+    examples: list[Tensor]  # pixels (B, C, H, W) at t = 1 .. T, of the first seed
+
+    @property
+    def errors(self) -> list[float]:
+        """Test error of each seed."""
+        return [float(errors.mean()) for errors in self.at_best]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.errors)
+
+    def cell(self) -> str:
+        """For a table: mean and standard deviation over seeds, and the t that validation chose."""
+        spread = f" ± {statistics.stdev(self.errors):.4f}" if len(self.errors) > 1 else ""
+        times = sorted(set(self.chosen))
+        at = f" (t = {', '.join(map(str, times))})" if self.curves[0].shape[1] > 1 else ""
+        return f"{self.mean:.4f}{spread}{at}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        curve = torch.stack(self.curves).mean(0)  # over seeds
+        deviation = curve.std(0, correction=1 if len(curve) > 1 else 0)
+        return {
+            "test_error": self.errors,
+            "chosen_t": self.chosen,
+            "curve": curve.mean(0).tolist(),
+            "curve_std_over_images": deviation.tolist(),
+            "mean_patch_variance": float(torch.cat(self.variances).mean()),
+            "train_seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one patch size. rows: task -> name -> row; originals: task -> variances in the images."""
+
+    patch: int
+    images: dict[str, int]  # of the table and of the curves
+    rows: dict[str, dict[str, Row]]
+    originals: dict[str, Tensor]
+    few: dict[str, Corrupted]  # the images of the pictures
+
+    def above(self, task: str, name: str, other: str) -> tuple[float, float]:
+        """How much more error `name` has than `other`, and its paired standard error over images."""
+        mine, its = (torch.stack(self.rows[task][key].at_best).mean(0) for key in (name, other))
+        difference = mine - its
+        return float(difference.mean()), float(difference.std() / len(difference) ** 0.5)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for results.json."""
+        tasks = {}
+        for task, rows in self.rows.items():
+            tasks[task] = {name: row.to_json() for name, row in rows.items()}
+            for name in rows:
+                others = {other: self.above(task, name, other) for other in REFERENCES if other != name}
+                tasks[task][name]["above"] = {
+                    other: {"mse": mse, "standard_error": error} for other, (mse, error) in others.items()
+                }
+        original = {task: float(values.mean()) for task, values in self.originals.items()}
+        return {
+            "patch": self.patch,
+            "images": self.images,
+            "mean_patch_variance_of_originals": original,
+            "tasks": tasks,
+        }
+
+
+def compare(
+    runs: Sequence[TrainedModel],
+    splits: ImageSplits,
+    *,
+    images: int | None,
+    curve_images: int,
+    steps: int,
+    examples: int = 3,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> Comparison:
+    """Evaluate runs of one patch size, of several models and seeds, with the references."""
+    first = runs[0]
+    tasks = build_tasks(same_data(runs), patch=first.config.model.patch, side=splits.side)
+    seed = first.config.eval.seed
+    references = assessment.references(
+        splits, tasks.values(), validation_images=len(splits.validation), seed=seed
+    )
+    test = splits.test if images is None else splits.test[:images]
+    rows: dict[str, dict[str, Row]] = {}
+    originals, few = {}, {}
+    for name, task in tasks.items():
+        every = corruptions(task, test, seed=seed, batch_size=256)
+        some = corruptions(task, test[:curve_images], seed=seed, batch_size=256)
+        few[name] = corruptions(task, test[:examples], seed=seed, batch_size=examples)[0]
+        originals[name] = torch.cat([_variances(b.original, b, task, first) for b in _until(some)])
+        rows[name] = {}
+        for key, model, t, seconds in _models(runs, references, name):
+            progress(f"{name}, {title(key)}")
+            at_best = evaluate({key: model}, every, steps=t).errors[key][:, -1]
+            curve = evaluate({key: model}, some, steps=steps).errors[key]
+            variances = torch.cat([_variances(_at(model, b, t), b, task, first) for b in _until(some)])
+            row = rows[name].setdefault(key, Row([], [], [], [], [], []))
+            row.at_best.append(at_best)
+            row.curves.append(curve)
+            row.chosen.append(t)
+            row.variances.append(variances)
+            row.seconds.append(seconds)
+            if not row.examples:
+                row.examples.extend(islice(model.reconstruct(few[name]), steps))
+    counts = {"table": len(test), "curves": min(curve_images, len(test))}
+    return Comparison(first.config.model.patch, counts, rows, originals, few)
+
+
+def _models(
+    runs: Sequence[TrainedModel], references: dict[str, Reconstructor], task: str
+) -> Iterator[tuple[str, Reconstructor, int, float]]:
+    """(row, model, chosen t, seconds of training) of runs that have learned the task, then references."""
+    for run in runs:
+        for row, choice in run.choices.get(task, {}).items():
+            seconds = float(run.results["cost"]["train_seconds"])
+            yield row, Recall(run.network, choice.retrieval), choice.retrieval.steps or 1, seconds
+    for name, model in references.items():
+        yield name, model, 1, 0.0
+
+
+def _until(batches: list[Corrupted]) -> list[Corrupted]:
+    """The batches with the first PREDICTED images."""
+    sizes = [len(batch.original) for batch in batches]
+    return [batch for index, batch in enumerate(batches) if sum(sizes[:index]) < PREDICTED]
+
+
+def _at(model: Reconstructor, batch: Corrupted, t: int) -> Tensor:
+    *_, prediction = islice(model.reconstruct(batch), t)
+    return prediction
+
+
+def _variances(pixels: Tensor, batch: Corrupted, task: Task, run: TrainedModel) -> Tensor:
+    """Variance of the pixels within each patch, of the masked patches or of all, in squared pixels."""
+    patches = to_patches(pixels.clamp(0, 1), patch=run.config.model.patch)  # (B, N, K)
+    variances = patches.var(-1, correction=0)
+    return variances.flatten() if batch.mask is None else variances[batch.mask]
+
+
+def table(comparison: Comparison) -> str:
+    """A Markdown table: mean ± standard deviation over seeds, learned models first, the best one bold."""
+    names = list(dict.fromkeys(name for rows in comparison.rows.values() for name in rows))
+    names.sort(key=REFERENCES.__contains__)
+    best = {task: min(rows, key=lambda name: rows[name].mean) for task, rows in comparison.rows.items()}
+    lines = ["| model | " + " | ".join(TASK_WORDS[task] for task in comparison.rows) + " |"]
+    lines.append("|---" * (1 + len(comparison.rows)) + "|")
+    for name in names:
+        cells = []
+        for task, rows in comparison.rows.items():
+            cell = rows[name].cell() if name in rows else "-"
+            cells.append(f"**{cell}**" if best[task] == name else cell)
+        lines.append(f"| {title(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def by_patch(sweep: Path) -> dict[int, list[TrainedModel]]:
+    """The finished runs of a sweep, by patch size. Raises ConfigError if there is none."""
+    if not sweep.is_dir():
+        raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of the sweep")
+    done = [load_run(job.path) for job in jobs.of_sweep(sweep) if job.state == jobs.DONE]
+    if not done:
+        raise ConfigError(f"{sweep} holds no finished run; train with uv run train.py -m experiment=paper")
+    groups: dict[int, list[TrainedModel]] = {}
+    for run in done:
+        groups.setdefault(run.config.model.patch, []).append(run)
+    return dict(sorted(groups.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m attractor.lab.paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="hydra.sweep.dir of experiment=paper")
+    parser.add_argument("--root", help="data.root; that of the runs unless given")
+    parser.add_argument("--images", type=int, help="test images of the table; all unless given")
+    parser.add_argument("--curve-images", type=int, default=1000, help="of the curves")
+    parser.add_argument("--steps", type=int, default=100, help="iterations T of the curves")
+    given = parser.parse_args(arguments)
+    try:
+        for patch, runs in by_patch(given.sweep).items():
+            same_data(runs)
+            data = runs[0].config.data
+            splits = build_data(replace(data, root=given.root or data.root))
+            with tqdm(desc=f"{patch}x{patch} patches", bar_format="{desc}  {elapsed}  {postfix}") as bar:
+                found = compare(
+                    runs,
+                    splits,
+                    images=given.images,
+                    curve_images=given.curve_images,
+                    steps=given.steps,
+                    progress=bar.set_postfix_str,
+                )
+            folder = given.sweep / "comparison" / f"{patch}x{patch}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text(json.dumps(found.to_json(), indent=1))
+            (folder / "table.md").write_text(table(found) + "\n")
+            print(f"{patch}x{patch} patches, {found.images['table']:,} test images of {splits.name}")
+            print(table(found))
+            from attractor.lab import paper_figures  # matplotlib takes a second to import
+
+            for path in paper_figures.draw(found, folder):
+                print(f"written: {path}")
+    except tuple(EXIT_CODES) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The paper's experiment: train every arm, then compare. Interrupted, the same command goes on.
+
+uv run scripts/paper.py data.root=DIR                            experiment=paper, in outputs/paper
+uv run scripts/paper.py experiment=paper_quick data.root=DIR     reduced, in outputs/paper_quick
+uv run scripts/paper.py data.root=DIR seed=0 launcher=joblib hydra.launcher.n_jobs=2     any field
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(overrides: list[str]) -> int:
+    """Run both commands; the exit code of the first one that fails."""
+    if {"-h", "--help"} & set(overrides):
+        print(__doc__)
+        return 0
+    given = dict(override.partition("=")[::2] for override in overrides)
+    experiment = given.setdefault("experiment", "paper")
+    sweep = given.setdefault("hydra.sweep.dir", f"outputs/{experiment}")
+    fields = [f"{name}={value}" for name, value in given.items()]
+    for command in (
+        [ROOT / "train.py", "-m", *fields],
+        ["-m", "attractor.lab.paper", sweep],
+    ):
+        code = subprocess.run([sys.executable, *command], check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
