@@ -42,8 +42,8 @@ class Block(nn.Module):
 
     def _attention(self, projected: Tensor) -> Tensor:
         """The mixed values of all heads, (B, N, W), from queries, keys and values side by side."""
-        if projected.device.type == "cpu":
-            projected = projected.float()  # the backward pass in bfloat16 is six times slower there
+        if projected.device.type == "cpu" and projected.dtype is torch.bfloat16:
+            projected = projected.float()  # its backward pass in bfloat16 is six times slower there
         heads = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, W/H)
         with torch.autocast(projected.device.type, enabled=False):
             mixed = scaled_dot_product_attention(*heads.unbind())
