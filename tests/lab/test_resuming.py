@@ -24,6 +24,8 @@ RULES = {
     "energy descent": ("rule=energy_descent",),
     "hopfield": ("model=hopfield",),
     "one shot": ("rule=hebb",),
+    "transformer": ("model=transformer", "model.width=8", "task=masked"),
+    "recycled block": ("model=transformer_block", "model.width=8", "task=denoise"),
     "patience": ("train.patience=1", "train.validate_every=1", "rule.learning_rate=1e-30"),
 }
 
@@ -79,6 +81,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         ("local", 5),
         ("energy descent", 5),
         ("hopfield", 5),
+        ("transformer", 5),
+        ("recycled block", 5),
         ("one shot", "evaluation"),
         ("patience", "evaluation"),
     ],
