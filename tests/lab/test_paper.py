@@ -1,0 +1,148 @@
+"""The paper's comparison: its numbers are those of the runs, its spread that of the seeds."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attractor.images import Corrupted, Masked
+from attractor.lab import paper, paper_figures
+from attractor.lab.build import build_data
+from attractor.lab.config import REFERENCES
+from attractor.lab.errors import ConfigError
+from attractor.lab.paper import Comparison, Row, by_patch, compare, table
+
+ARMS = {
+    "0": ("seed=0",),
+    "1": ("seed=1",),
+    "2": ("model=transformer", "task=masked", "model.width=8", "model.heads=2"),
+    "3": ("model=transformer_block", "task=denoise", "model.width=8", "model.heads=2"),
+    "4": ("model.patch=4",),
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(train_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("paper")
+    for name, overrides in ARMS.items():
+        train_run(folder / name, *overrides)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(sweep: Path) -> Comparison:
+    runs = by_patch(sweep)[2]
+    return compare(runs, build_data(runs[0].config.data), images=9, curve_images=9, steps=6)
+
+
+def results_of(sweep: Path, name: str) -> dict:
+    return json.loads((sweep / name / "results.json").read_text())["tasks"]
+
+
+def test_runs_are_grouped_by_patch(sweep: Path) -> None:
+    """The patch is the grain of the mask: errors at 2x2 and at 4x4 are not of one task."""
+    assert {patch: len(runs) for patch, runs in by_patch(sweep).items()} == {2: 4, 4: 1}
+
+
+def test_the_errors_are_those_of_the_runs(sweep: Path, comparison: Comparison) -> None:
+    """On the same images, row by row, the chosen t and its error are those in results.json."""
+    for task, rows in comparison.rows.items():
+        for name, row in rows.items():
+            mine = [key for key in ARMS if name in results_of(sweep, key).get(task, {}).get("models", {})]
+            mine = [key for key in mine if key != "4"]
+            entries = [results_of(sweep, key)[task]["models"][name] for key in mine]
+            if name in REFERENCES:
+                assert row.errors == pytest.approx([entries[0]["mse"][0]], rel=1e-5)
+                continue
+            assert row.errors == pytest.approx([entry["best"]["mse"] for entry in entries], rel=1e-5)
+            assert row.chosen == [entry["best"]["t"] for entry in entries]
+            for curve, entry in zip(row.curves, entries, strict=True):
+                assert curve.mean(0).tolist() == pytest.approx(entry["mse"], rel=1e-5)
+    assert set(comparison.rows["masked"]) == {"bare_attention", "transformer", *REFERENCES}
+    learned = {"bare_attention", "bare_attention+evidence", "transformer_block"}
+    assert set(comparison.rows["denoise"]) == {*learned, *REFERENCES}
+
+
+def test_the_table_spreads_over_seeds_and_marks_the_best(comparison: Comparison) -> None:
+    """Mean ± standard deviation where there are seeds, the lowest mean of a column bold, whoever it is."""
+    lines = table(comparison).splitlines()
+    row = comparison.rows["masked"]["bare_attention"]
+    spread = f"{statistics.fmean(row.errors):.4f} ± {statistics.stdev(row.errors):.4f}"
+    (line,) = [line for line in lines if line.startswith("| bare self-attention |")]
+    assert spread in line
+    for column, rows in enumerate(comparison.rows.values(), start=2):
+        bold = [line for line in lines if line.split("|")[column].strip().startswith("**")]
+        best = min(row.mean for row in rows.values())
+        assert len(bold) == 1
+        assert f"{best:.4f}" in bold[0]
+
+
+def test_differences_are_paired(comparison: Comparison) -> None:
+    """Mean over images of the difference, seeds averaged first, and std / sqrt(n): against numpy."""
+    rows = comparison.rows["masked"]
+    mine = np.mean([errors.numpy() for errors in rows["bare_attention"].at_best], 0)
+    difference = mine - rows["memory"].at_best[0].numpy()
+    expected = (difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5)
+    assert comparison.above("masked", "bare_attention", "memory") == pytest.approx(expected)
+
+
+def test_variance_is_that_within_the_masked_patches() -> None:
+    """Of a picture with one striped masked patch, and one striped visible one: 1/4, once."""
+    pixels = torch.zeros(1, 1, 4, 4)
+    pixels[..., :2, 0] = 1.0  # patch 0: two of four pixels
+    pixels[..., 2:, 2] = 1.0  # patch 3 too
+    mask = torch.tensor([[True, True, False, False]])
+    batch = Corrupted("masked", pixels, pixels, mask)
+    run = type("Run", (), {"config": type("C", (), {"model": type("M", (), {"patch": 2})})})
+    found = paper._variances(pixels, batch, Masked(patch=2), run)
+    assert found.tolist() == [0.25, 0.0]
+
+
+def test_figures_show_every_row(comparison: Comparison, tmp_path: Path) -> None:
+    """Both are drawn, PNG and PDF."""
+    for path in paper_figures.draw(comparison, tmp_path):
+        assert path.stat().st_size > 10_000
+        assert path.with_suffix(".pdf").is_file()
+
+
+def test_a_row_of_one_seed_has_no_spread() -> None:
+    """One run says nothing about others: no ±."""
+    errors = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    row = Row([errors], [errors[:, None].expand(2, 4)], [3], [errors], [1.0], [])
+    assert row.cell() == "0.2000 (t = 3)"
+
+
+def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
+    """With what to do instead; the command exits with 2."""
+    with pytest.raises(ConfigError, match="no finished run"):
+        by_patch(tmp_path)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        by_patch(tmp_path / "none")
+    assert paper.main([str(tmp_path)]) == 2
+
+
+def test_one_command_trains_and_compares(root: Path, tmp_path: Path) -> None:
+    """scripts/paper.py: the arms that are asked for, then tables and figures. Again, it trains nothing."""
+    command = [
+        *(sys.executable, root / "scripts" / "paper.py", "experiment=paper_quick", "data=synthetic"),
+        *("arm=bare_4x4,transformer_masked", "train.steps=4", "train.validation_images=8", "eval.steps=6"),
+        *("dynamics.validation_images=8", "eval.images=8", "wandb=disabled", f"hydra.sweep.dir={tmp_path}"),
+    ]
+    before: dict[Path, int] = {}
+    for again in (False, True):
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")}
+        assert len(written) == 2
+        assert written == (before if again else written)
+        before = written
+        results = json.loads((tmp_path / "comparison" / "4x4" / "results.json").read_text())
+        assert set(results["tasks"]["masked"]) == {"bare_attention", "transformer", *REFERENCES}
+        assert (tmp_path / "comparison" / "4x4" / "figure_1.png").is_file()
+    bad = subprocess.run([*command, "train.stepz=4"], cwd=root, capture_output=True, text=True, timeout=300)
+    assert bad.returncode == 1
