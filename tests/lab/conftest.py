@@ -164,14 +164,19 @@ class Commands:
         resuming = any(word.startswith("resume=") for word in overrides)
         file = self._outputs / f"{len(self._files)}.txt"
         argv = [*(() if resuming else TINY), *overrides]
+        argv.sort(key=lambda word: not word.startswith("-"))  # -m comes first
         pid = self._ask(argv=argv, cwd=str(ROOT), environment=environment, output=str(file))
         self._files[pid] = file
         return pid
 
+    def said(self, pid: int) -> str:
+        """What it has printed."""
+        return self._files[pid].read_text().replace("\r", "\n")
+
     def end(self, pid: int) -> tuple[int, str]:
         """Its exit code, negative for a signal that killed it, and what it printed."""
         code = self._ask(wait=pid)
-        return code, self._files[pid].read_text().replace("\r", "\n")
+        return code, self.said(pid)
 
     def run(self, *overrides: str, **environment: str) -> tuple[int, str]:
         return self.end(self.start(*overrides, **environment))

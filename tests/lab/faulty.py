@@ -6,8 +6,9 @@
 Faults are `what:step:phase`. step: the training step, or that of the save. phase: where in it; see PHASES.
 what: `kill` (SIGKILL), `term`, `int` (sent to itself), `term+int` (SIGINT comes after SIGTERM, at the
 next phase that is reached), `full` (no file may get beyond 1,000 bytes: RLIMIT_FSIZE), `remove` (the run
-folder is removed), `hold` (makes the file held in the folder WHEN, and waits for a signal), `data`,
-`couplings` and `gradient` (a value, that of row 5, becomes VALUE, nan or inf).
+folder is removed), `hold` (makes the file held-RUN in the folder WHEN, and waits for a signal), `stuck`
+(the same, and goes on waiting), `data`, `couplings` and `gradient` (a value, that of row 5, becomes VALUE,
+nan or inf). In a sweep the fault is in the job JOB, or in each of them.
 
 A request is {"argv": [...], "cwd": DIR, "environment": {...}, "output": FILE}; its answer is the id of a
 forked process that is train.py with these arguments. {"wait": PID} answers its exit code, negative for a
@@ -15,12 +16,14 @@ signal, as subprocess does.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from torch import Tensor
 
 import train
 from attractor.images import datasets
-from attractor.lab import checkpoints, tensor_files
+from attractor.lab import checkpoints, signals, tensor_files
 from attractor.lab.config import register
 from attractor.lab.entry import launch
 from attractor.lab.folder import MetricsFile, RunFolder
@@ -69,6 +72,9 @@ def plant(fault: str) -> None:
             happen()
 
     def happen() -> None:
+        job = where["folder"].name
+        if os.environ.get("JOB", job) != job:
+            return
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif what in ("term", "term+int"):
@@ -80,9 +86,10 @@ def plant(fault: str) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         elif what == "remove":
             shutil.rmtree(where["folder"])
-        elif what == "hold":
-            (Path(os.environ["WHEN"]) / "held").touch()
-            signal.pause()
+        elif what in ("hold", "stuck"):
+            (Path(os.environ["WHEN"]) / f"held-{job}").touch()
+            while what == "stuck" or signals._current[0].received is None:
+                time.sleep(0.01)
 
     def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
         original = getattr(owner, name)
@@ -181,6 +188,8 @@ def work(request: dict[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="config")
 def main(raw: DictConfig) -> float | None:
+    if multiprocessing.parent_process() is not None and "FAULT" in os.environ:
+        plant(os.environ.pop("FAULT"))  # a process of a launcher, which has this module by value
     return launch(raw, check=validate, job=train.train)
 
 

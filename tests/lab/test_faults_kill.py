@@ -5,44 +5,17 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from attractor.lab import checkpoints
 from tests.lab.faulty import moments
+from tests.lab.traces import lines, same, status
 
-WALL_CLOCK = {"time", "train_seconds"}  # what may differ between a run and the same run, interrupted
 STEPS = 10
 # rows are drawn, so that there is a generator whose state must come back
 LONG = (f"train.steps={STEPS}", "backend=eager", "rule.rows_per_step=12")
 SAVES = (4, 6, 8, 10)  # after the first one, before which there is nothing to go on from
-
-
-def status(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "status.json").read_text())
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in found]
-
-
-def same(folder: Path, whole: Path) -> None:
-    """Every metric, and every tensor and word of the last checkpoint, at zero tolerance."""
-    assert lines(folder) == lines(whole)
-    mine, theirs = (checkpoints.load(path / "checkpoints") for path in (folder, whole))
-    assert mine.step == theirs.step == STEPS
-    for group in ("weights", "optimiser", "generators"):
-        own, other = getattr(mine, group), getattr(theirs, group)
-        assert own.keys() == other.keys()
-        assert all(torch.equal(own[name], other[name]) for name in own)
-    assert torch.equal(mine.mean, theirs.mean)
-    for name in ("cursor", "data", "validation", "versions"):
-        assert getattr(mine, name) == getattr(theirs, name)
-    for name in vars(mine.position).keys() - WALL_CLOCK:
-        assert getattr(mine.position, name) == getattr(theirs.position, name)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +157,7 @@ def test_two_runs_in_one_folder(commands, whole: Path, tmp_path: Path) -> None:
     first = commands.start(*LONG, f"folder={folder}", FAULT="hold:5:metrics", WHEN=str(tmp_path))
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "held").exists():
+        while not (tmp_path / "held-run").exists():
             assert Path(f"/proc/{first}").exists()
             assert time.monotonic() < deadline
             time.sleep(0.02)
