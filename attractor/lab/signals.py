@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the first one ends a run in good order, a second one ends the process at once."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -78,8 +79,8 @@ def heeded() -> Iterator[Signals]:
     """In the body, and in all that it calls, signals are treated as `Signals` says; then as before.
 
     Only the main thread of a process can ask for that; in another one nothing is received. A process that
-    was started with signals blocked (`relay`) receives here what has come since then. Afterwards it ignores
-    them: it may have threads by then that do not block them.
+    was started for jobs, with signals blocked (`relay`), receives here what has come since then. Afterwards
+    it ignores them: it may have threads by then that do not block them.
     """
     if _current or threading.current_thread() is not threading.main_thread():
         yield _current[0] if _current else Signals()
@@ -88,9 +89,9 @@ def heeded() -> Iterator[Signals]:
     before: dict[int, Any] = {number: signal.signal(number, signals._handle) for number in ENDING}
     _current.append(signals)
     try:
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()).intersection(ENDING)
-        before |= dict.fromkeys(blocked, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        if multiprocessing.parent_process() is not None:
+            before = dict.fromkeys(ENDING, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         yield signals
     finally:
         _current.clear()
