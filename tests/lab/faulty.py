@@ -34,7 +34,8 @@ from attractor.images import datasets
 from attractor.lab import checkpoints, tensor_files
 from attractor.lab.config import register
 from attractor.lab.entry import launch
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.validation import validate
 from attractor.physics import LocalEnergy
 

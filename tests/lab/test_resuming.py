@@ -12,7 +12,8 @@ import torch
 
 from attractor.lab import checkpoints, load_run
 from attractor.lab.errors import CheckpointError, ConfigError, OutputError
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.resuming import continued
 from train import train
 
@@ -212,6 +213,18 @@ def test_what_cannot_go_on_is_said(
     (copy / "status.json").write_text('{"status": "running"}')  # as SIGKILL leaves it
     shutil.rmtree(copy / "checkpoints")
     refused(copy, CheckpointError, "does not hold a checkpoint; there: none")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"status": "runn'])
+def test_a_run_whose_status_is_damaged_goes_on(content: str, copy: Path, make_raw) -> None:
+    """It was interrupted, whatever status.json says no more; its checkpoints say where."""
+    (copy / "status.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"holds no finished run: its status is damaged"):
+        load_run(copy)
+    assert continued(make_raw(f"resume={copy}"), [f"resume={copy}"])[1] == copy
+    (copy / "status.json").unlink()
+    with pytest.raises(ConfigError, match=r"no status\.json"):
+        continued(make_raw(f"resume={copy}"), [f"resume={copy}"])
 
 
 def test_other_images_are_refused(copy: Path, resume: Callable[..., Path]) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from attractor.lab import tracking
 from attractor.lab.config import WandbConfig, WandbMode
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.provenance import commit
 from attractor.lab.resuming import continued
 from attractor.lab.tracking import Tracker
