@@ -9,6 +9,9 @@ next phase that is reached), `full` (no file may get beyond 1,000 bytes: RLIMIT_
 folder is removed), `hold` (makes the file held in the folder WHEN, and waits for a signal), `data`,
 `couplings` and `gradient` (a value, that of row 5, becomes VALUE, nan or inf).
 
+With MIRROR, which is then the only address at which MNIST is looked for, its files and their checksums are
+those in RESOURCES (JSON).
+
 A request is {"argv": [...], "cwd": DIR, "environment": {...}, "output": FILE}; its answer is the id of a
 forked process that is train.py with these arguments. {"wait": PID} answers its exit code, negative for a
 signal, as subprocess does.
@@ -39,6 +42,9 @@ from attractor.lab.metrics import MetricsFile
 from attractor.lab.validation import validate
 from attractor.physics import LocalEnergy
 
+# a run of which much can be lost: rows are drawn, so that there is a generator whose state must come back
+STEPS = 10
+LONG = (f"train.steps={STEPS}", "backend=eager", "rule.rows_per_step=12")
 # in the order in which a step reaches them
 PHASES = ("step", "metrics", "before", "file", "rename", "renamed", "prune")
 
@@ -162,6 +168,8 @@ def serve() -> None:
             _, status = os.waitpid(request["wait"], 0)
             print(os.waitstatus_to_exitcode(status), flush=True)
             continue
+        if "MIRROR" in request["environment"]:
+            import torchvision.datasets  # noqa: F401 - which takes seconds, and the child has it then
         child = os.fork()
         if not child:
             work(request)
@@ -189,6 +197,10 @@ def run(argv: list[str]) -> None:
     sys.argv = [__file__, *argv]
     if "FAULT" in os.environ:
         plant(os.environ["FAULT"])
+    if "MIRROR" in os.environ:
+        from torchvision.datasets import MNIST
+
+        MNIST.mirrors, MNIST.resources = [os.environ["MIRROR"]], json.loads(os.environ["RESOURCES"])
     main()
 
 
