@@ -124,7 +124,7 @@ def test_step_limit_tracking_figures_and_place_may_change(commands, whole: Path,
     assert (folder / "wandb" / "id").exists()
     assert lines(folder) == lines(whole)[:7]
     moved = folder.rename(tmp_path / "moved")
-    code, said = commands.run(f"resume={moved}", "wandb=disabled")
+    code, said = commands.run(f"resume={moved}", "figures=false")
     assert code == 0, said
     assert not folder.exists()
     same(moved, whole)

@@ -70,7 +70,7 @@ def tracked(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> Callable[..., tuple[str, str]]:
-    """A function that runs online, with a server if one is given; what the run printed, and its one warning.
+    """A function that runs online, with a server if one is given; what that printed, and its one warning.
 
     Every number is that of the untracked run, the wait is bounded, and nobody but the server is contacted:
     neither wandb's own, nor one that collects errors.
@@ -113,7 +113,7 @@ def test_a_server_that_cannot_be_reached(
 def test_a_server_that_is_lost_in_the_middle(
     behaviour: str, tracked: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
-    """It answers until it knows the run, then never again, or 500: everything is on disk, with the command."""
+    """It answers until it knows the run, then never, or with 500: all is on disk, with the command."""
     server = Server(afterwards=behaviour)
     said, _ = tracked(server)
     assert server.runs  # it was reached
