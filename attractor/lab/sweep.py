@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from attractor.lab import jobs
+from attractor.lab import files, jobs
 from attractor.lab.distributed import launched
 from attractor.lab.errors import ConfigError, OutputError, exit_code
 from attractor.lab.locks import take
@@ -88,7 +88,7 @@ class SweepCallback(Callback):
             if refused:
                 end(refusal(refused), 2)
             (sweep / STOPPED).unlink(missing_ok=True)
-            (sweep / jobs.SWEEP_FILE).write_text(json.dumps({"schema": 1, "jobs": plan}, indent=2) + "\n")
+            files.write(sweep / jobs.SWEEP_FILE, json.dumps({"schema": 1, "jobs": plan}, indent=2) + "\n")
         except OSError as error:
             end(f"{sweep} cannot be written: {error}", 5)
         except OutputError as error:
@@ -105,8 +105,7 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what became of the jobs; exit code 1 unless all of them are done, 128 + N after signal N."""
         sweep = Path(config.hydra.sweep.dir)
-        planned = jobs.planned_in(sweep)
-        ended = [job for job in jobs.of_sweep(sweep) if not planned or job.name in planned]
+        ended = jobs.of_sweep(sweep)
         print(summary(sweep, ended))
         if self._lock is not None:
             self._lock.close()

@@ -35,6 +35,7 @@ from attractor.lab.folder import RunFolder
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.validation import validate, validate_comparison
 from attractor.physics import random_start
+from tests.lab.faulty import LONG
 from train import train
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +191,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     started = Commands(tmp_path_factory.mktemp("commands"))
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run LONG, which nothing interrupts. Tests look at it and leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, said = commands.run(*LONG, f"folder={folder}")
+    assert code == 0, said
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,9 @@ folder is removed), `hold` (makes the file held-RUN in the folder WHEN, and wait
 (the same, and goes on waiting), `data`, `couplings` and `gradient` (a value, that of row 5, becomes VALUE,
 nan or inf). In a sweep the fault is in the job JOB, or in each of them.
 
+With MIRROR, which is then the only address at which MNIST is looked for, its files and their checksums are
+those in RESOURCES (JSON).
+
 A request is {"argv": [...], "cwd": DIR, "environment": {...}, "output": FILE}; its answer is the id of a
 forked process that is train.py with these arguments. {"wait": PID} answers its exit code, negative for a
 signal, as subprocess does.
@@ -37,10 +40,14 @@ from attractor.images import datasets
 from attractor.lab import checkpoints, signals, tensor_files
 from attractor.lab.config import register
 from attractor.lab.entry import launch
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.validation import validate
 from attractor.physics import LocalEnergy
 
+# a run of which much can be lost: rows are drawn, so that there is a generator whose state must come back
+STEPS = 10
+LONG = (f"train.steps={STEPS}", "backend=eager", "rule.rows_per_step=12")
 # in the order in which a step reaches them
 PHASES = ("step", "metrics", "before", "file", "rename", "renamed", "prune")
 
@@ -168,6 +175,8 @@ def serve() -> None:
             _, status = os.waitpid(request["wait"], 0)
             print(os.waitstatus_to_exitcode(status), flush=True)
             continue
+        if "MIRROR" in request["environment"]:
+            import torchvision.datasets  # noqa: F401 - which takes seconds, and the child has it then
         child = os.fork()
         if not child:
             work(request)
@@ -197,6 +206,10 @@ def run(argv: list[str]) -> None:
     sys.argv = [__file__, *argv]
     if "FAULT" in os.environ:
         plant(os.environ["FAULT"])
+    if "MIRROR" in os.environ:
+        from torchvision.datasets import MNIST
+
+        MNIST.mirrors, MNIST.resources = [os.environ["MIRROR"]], json.loads(os.environ["RESOURCES"])
     main()
 
 

@@ -9,22 +9,10 @@ from pathlib import Path
 import pytest
 
 from attractor.lab import checkpoints
-from tests.lab.faulty import moments
+from tests.lab.faulty import LONG, STEPS, moments
 from tests.lab.traces import lines, same, status
 
-STEPS = 10
-# rows are drawn, so that there is a generator whose state must come back
-LONG = (f"train.steps={STEPS}", "backend=eager", "rule.rows_per_step=12")
 SAVES = (4, 6, 8, 10)  # after the first one, before which there is nothing to go on from
-
-
-@pytest.fixture(scope="module")
-def whole(commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("faults") / "whole"
-    code, said = commands.run(*LONG, f"folder={folder}")
-    assert code == 0, said
-    return folder
 
 
 def test_killed_again_and_again_it_ends_as_it_would_have(commands, whole: Path, tmp_path: Path) -> None:
@@ -88,13 +76,14 @@ def test_a_second_signal_ends_at_once_and_harms_nothing(commands, whole: Path, t
     same(folder, whole)
 
 
-def test_a_pause_is_gone_on_with(commands, whole: Path, tmp_path: Path) -> None:
-    """train.stop_after, the step limit that may change: 3, then 7, then none, and no step is another one.
+def test_step_limit_tracking_figures_and_place_may_change(commands, whole: Path, tmp_path: Path) -> None:
+    """train.stop_after is 3, then 7, and the run is tracked and without figures; then it has moved. No step
+    is another one.
 
     The rate falls along train.steps all the while. A limit that is behind is refused (2).
     """
     folder = tmp_path / "run"
-    code, said = commands.run(*LONG, f"folder={folder}", "train.stop_after=3")
+    code, said = commands.run(*LONG, f"folder={folder}", "train.stop_after=3", "figures=true")
     assert code == 0, said
     assert "paused after step 3" in said
     assert status(folder)["status"] == "killed"
@@ -102,10 +91,16 @@ def test_a_pause_is_gone_on_with(commands, whole: Path, tmp_path: Path) -> None:
     code, said = commands.run(f"resume={folder}", "train.stop_after=3")
     assert code == 2
     assert "train.stop_after is 3, but the run has done 3 steps" in said
-    assert commands.run(f"resume={folder}", "train.stop_after=7")[0] == 0
+    logging = ("wandb=offline", "wandb.project=other", "wandb.wait_seconds=0.5", "figures=false")
+    code, said = commands.run(f"resume={folder}", "train.stop_after=7", *logging)
+    assert code == 0, said
+    assert (folder / "wandb" / "id").exists()
     assert lines(folder) == lines(whole)[:7]
-    assert commands.run(f"resume={folder}")[0] == 0
-    same(folder, whole)
+    moved = folder.rename(tmp_path / "moved")
+    code, said = commands.run(f"resume={moved}", "figures=false")
+    assert code == 0, said
+    assert not folder.exists()
+    same(moved, whole)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(commands, whole: Path, tmp_path: Path) -> None:
