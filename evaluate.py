@@ -3,6 +3,11 @@
 uv run evaluate.py 'runs=[DIR,DIR]'     quoted for zsh
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C before `launch`, of which the imports are the most, ends quietly
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from dataclasses import replace
 
 import hydra

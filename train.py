@@ -7,6 +7,11 @@ uv run train.py resume=DIR                          go on with an interrupted ru
 uv run torchrun --standalone --nproc-per-node 2 train.py      processes that share the rows
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C before `launch`, of which the imports are the most, ends quietly
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import time
 
 import hydra

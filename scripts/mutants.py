@@ -496,7 +496,8 @@ def judge(mutant: Mutant | None) -> tuple[str, float]:
 def _run(copy: Path, files: list[Path]) -> str:
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-n0", "-W", "error"]
+    command += ["-p", "no:cacheprovider"]
     try:
         done = subprocess.run(
             [*command, *map(str, files)],

@@ -8,6 +8,7 @@ Jobs that failed or have not ended are counted in the table and listed below it.
 
 import argparse
 import math
+import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from attractor.lab import jobs
 from attractor.lab.config import Objective
 from attractor.lab.errors import ConfigError, exit_code
 from attractor.lab.jobs import Job, shown
-from attractor.lab.objective import MAXIMISED, chosen, measured
+from attractor.lab.objective import MAXIMISED
 
 SEED = "seed"  # what is averaged over
 
@@ -56,12 +57,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A sweep, collected."""
+    """A sweep, collected. twins: job -> the one of the same configuration that counts in its place."""
 
     sweep: Path
     fields: list[str]  # swept, but for the seed
     metrics: list[str]  # the first is the one that is sorted by
     rows: list[Row]
+    twins: dict[str, str]
+    former: list[str]  # jobs of an earlier plan, which do not count
 
     @property
     def jobs(self) -> list[Job]:
@@ -74,12 +77,11 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
         raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of a sweep")
     if (sweep / "status.json").is_file():
         raise ConfigError(f"{sweep} holds one run, not a sweep; give the folder that its job is in")
-    found = jobs.of_sweep(sweep)
+    found, twins = _once(jobs.of_sweep(sweep))
     if not found:
         raise ConfigError(f"{sweep} holds no jobs of a sweep; give the hydra.sweep.dir of one")
     fields = [name for name in jobs.swept(found) if name != SEED]
-    measures = {job.path: metrics(job) for job in found if job.state == jobs.DONE}
-    names = list(dict.fromkeys(name for values in measures.values() for name in values))
+    names = list(dict.fromkeys(name for job in found for name in job.metrics))
     if names and sort.value not in names:
         raise ConfigError(f"no job of {sweep} has {sort.value!r}; sort by one of {', '.join(OBJECTIVES)}")
     groups: dict[tuple[str, ...], list[Job]] = {}
@@ -89,10 +91,7 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
         Row(
             {name: members[0].settings.get(name) for name in fields},
             members,
-            {
-                name: [measures[job.path][name] for job in members if name in measures.get(job.path, {})]
-                for name in names
-            },
+            {name: [job.metrics[name] for job in members if name in job.metrics] for name in names},
         )
         for members in groups.values()
     ]
@@ -105,25 +104,27 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
 
     rows.sort(key=order)
     names.sort(key=lambda name: name != sort.value)
-    return Table(sweep, fields, names, rows)
+    return Table(sweep, fields, names, rows, twins, jobs.former(sweep))
 
 
 OBJECTIVES = [objective.value for objective in Objective]
 
 
-def metrics(job: Job) -> dict[str, float]:
-    """What a job that is done has measured: on validation images, and, behind `test`, on test images."""
-    results = job.results
+def _once(found: list[Job]) -> tuple[list[Job], dict[str, str]]:
+    """One job of each configuration, done if any is: a run again is no other sample. And its twins."""
+    counted: dict[str, Job] = {}
+    for job in sorted(found, key=lambda job: job.state != jobs.DONE):
+        counted.setdefault(job.configuration, job)
+    twins = {job.name: other.name for job in found if (other := counted[job.configuration]) is not job}
+    return [job for job in found if job.name not in twins], twins
+
+
+def say(text: str) -> None:
+    """Print; a reader that has seen enough, like `head`, stops nothing."""
     try:
-        values = {Objective.val.value: measured(results, Objective.val)}
-        for task in results["tasks"]:
-            best = chosen(results, task)
-            values |= {task: best["validation"], f"{task} test": best["test"]}
-        return values | {Objective.log_pl.value: measured(results, Objective.log_pl)}
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{job.path / 'results.json'} lacks {error}: it is of another version; run the job again"
-        ) from error
+        print(text, flush=True)
+    except BrokenPipeError:  # the rest, and what the interpreter flushes at its end, goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # these know what a table is from here; and matplotlib takes a second to import
         from attractor.lab.sweep_tables import printed, write
 
-        print(printed(table))
+        say(printed(table))
         written = write(table)
         if not given.no_figures:
             from attractor.lab.sweep_figures import draw
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {given.sweep} cannot be written: {error}", file=sys.stderr)
         return 5
-    print("\n".join(f"written: {path}" for path in written))
+    say("\n".join(f"written: {path}" for path in written))
     return 0
 
 

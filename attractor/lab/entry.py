@@ -39,10 +39,10 @@ def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float 
     """
     rank, count = launched()
     hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN and "on_error" in raw and count == 1:
+        path, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+        return run_job(raw, path, sweep, lambda: _launch(raw, check=check, job=job))
     with heeded() if rank == 0 else nullcontext():
-        if hydra.mode == RunMode.MULTIRUN and "on_error" in raw and count == 1:
-            path, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-            return run_job(raw, path, sweep, lambda: _launch(raw, check=check, job=job))
         return _launch(raw, check=check, job=job)
 
 

@@ -40,10 +40,12 @@ def within(name: str, groups: tuple[str, ...]) -> bool:
     return any(name == group or name.startswith(f"{group}.") for group in groups)
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Field -> (before, now), of the leaves that make `now` another run than `before`."""
+def differences(
+    before: dict[str, Any], now: dict[str, Any], *, free: tuple[str, ...] = (*FREE, *PLACE)
+) -> dict[str, tuple[Any, Any]]:
+    """Field -> (before, now), of the leaves, but `free` ones, that make `now` another run than `before`."""
     return {
         name: (before.get(name), now.get(name))
         for name in dict.fromkeys([*before, *now])
-        if not within(name, (*FREE, *PLACE)) and before.get(name) != now.get(name)
+        if not within(name, free) and before.get(name) != now.get(name)
     }

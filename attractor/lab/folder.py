@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from attractor.lab import files
 from attractor.lab.errors import OutputError, Paused, Terminated, exit_code
 from attractor.lab.locks import lock
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.signals import Signals, heeded
 from attractor.lab.status import holder, occupied, read_status
 
@@ -54,7 +56,7 @@ class RunFolder:
             raise OutputError(
                 f"the run folder {self.path.name!r} has '=' or ',' in its name; choose another"
             )
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and not all(map(files.half_written, self.path.iterdir())):
             self._refuse()
 
     def _refuse(self) -> NoReturn:
@@ -74,10 +76,9 @@ class RunFolder:
         except OSError as error:  # FileExistsError: a file is in the way
             raise OutputError(f"{self.path} cannot be written: {error}") from error
         try:
-            # exclusive creation: of two jobs that race for a folder, one is refused
-            with (self.path / "status.json").open("x") as handle:
-                json.dump(self._status("running"), handle)
-            (self.path / "config.yaml").write_text(self._config_yaml)
+            # of two jobs that race for a folder, one is refused
+            files.create(self.path / "status.json", _json(self._status("running")))
+            files.write(self.path / "config.yaml", self._config_yaml)
         except FileExistsError:
             self._refuse()
         except OSError as error:
@@ -93,18 +94,13 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """A value as a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+        self.write_text(name, _json(value))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a whole file or none: to a temporary name, flushed, renamed."""
+        """Write a whole file or none."""
         if self._removed():
             raise OutputError(f"{self.path} was removed while the run was going on")
-        temporary = self.path / f".{name}.writing"
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.rename(self.path / name)
+        files.write(self.path / name, text)
 
     def status(self, status: str, **more: Any) -> None:
         """running, done, failed or killed, with what else is known."""
@@ -117,7 +113,7 @@ class RunFolder:
     def _removed(self) -> bool:
         return not (self.path / "status.json").exists()
 
-    def metrics(self, *, done: int = 0) -> "MetricsFile":
+    def metrics(self, *, done: int = 0) -> MetricsFile:
         """metrics.jsonl, with what it holds of the first `done` steps."""
         return MetricsFile(self.path / "metrics.jsonl", done=done)
 
@@ -219,7 +215,7 @@ class SilentFolder(RunFolder):
     def write_text(self, name: str, text: str) -> None:
         """Nothing."""
 
-    def metrics(self, *, done: int = 0) -> "MetricsFile":
+    def metrics(self, *, done: int = 0) -> MetricsFile:
         """Nowhere."""
         return MetricsFile(Path(os.devnull))
 
@@ -238,43 +234,12 @@ class SilentFolder(RunFolder):
             raise
 
 
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, flushed, so that a killed run keeps all it measured.
-
-    Lines of steps after the first `done` are dropped, and half a line at the end.
-    """
-
-    def __init__(self, path: Path, *, done: int = 0) -> None:
-        if done and path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-            temporary = path.with_name(f".{path.name}.writing")
-            temporary.write_text("".join(kept))
-            temporary.rename(path)
-        self._path = path
-        self._handle = path.open("a")
-
-    def write(self, step: int, values: dict[str, float | None]) -> None:
-        """Raises OutputError if the file was removed: nobody would ever read the line."""
-        self._handle.write(json.dumps({"step": step, "time": time.time()} | values) + "\n")
-        self._handle.flush()
-        if not os.fstat(self._handle.fileno()).st_nlink:
-            raise OutputError(f"{self._path} was removed while the run was going on")
-
-    def flush_to_disk(self) -> None:
-        """A checkpoint must not outlive the lines of its steps."""
-        if self._path != Path(os.devnull):
-            os.fsync(self._handle.fileno())
-
-    def __enter__(self) -> "MetricsFile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handle.close()
-
-
 class _LogFile(logging.FileHandler):
     """A log that cannot be written does not add its own traceback to the error that it was to hold."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing."""
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"

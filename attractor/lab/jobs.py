@@ -9,9 +9,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from attractor.lab.assessment import SCHEMA
 from attractor.lab.config import RULE_SCHEMAS
 from attractor.lab.fields import PLACE, leaves, within
-from attractor.lab.status import occupied
+from attractor.lab.files import read_json
+from attractor.lab.objective import metrics
+from attractor.lab.status import occupied, read_status
 
 SWEEP_FILE = "sweep.json"  # what a sweep was going to do
 # The configuration and the end of a run that has one of these states are known.
@@ -32,13 +35,14 @@ _NAMES = ("model.name", "rule", "data.name")  # of what the other fields of thei
 
 @dataclass(frozen=True)
 class Job:
-    """One job. settings: field -> value; results: of results.json, if it is done."""
+    """One job. settings: field -> value; results, metrics: of results.json, if it is done."""
 
     path: Path
     state: str
     error: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()  # what the sweep set, where that is known
 
     @property
@@ -50,6 +54,12 @@ class Job:
         """Sorts jobs by their number."""
         return not self.name.isdigit(), int(self.name) if self.name.isdigit() else 0, self.name
 
+    @property
+    def configuration(self) -> str:
+        """Equal for jobs that do the same; a job's own where it is not known."""
+        asked = {name: value for name, value in self.settings.items() if not within(name, _HIDDEN)}
+        return json.dumps(asked, sort_keys=True) if asked else str(self.path)
+
     def asked(self, names: list[str]) -> str:
         """The values of these fields, as one would type them."""
         return " ".join(f"{name}={shown(self.settings.get(name))}" for name in names)
@@ -57,20 +67,23 @@ class Job:
 
 def read(path: Path, overrides: tuple[str, ...] = ()) -> Job:
     """The job in a folder, which need not be there."""
-    status = _json(path / "status.json")
-    asked = _settings(path / "config.yaml")
-    if status is None:
-        return Job(path, NOT_STARTED, None, asked, overrides=overrides)
-    said, error, results = status.get("status"), status.get("error"), None
+    job = Job(path, NOT_STARTED, None, _settings(path / "config.yaml"), overrides=overrides)
+    if not (path / "status.json").exists():
+        return job
+    status = read_status(path)
+    said, error = status.get("status"), status.get("error")
     if said == "done":
-        results = _json(path / "results.json")
-        state = FAILED if results is None else DONE
-        error = "results.json is missing or damaged" if results is None else None
-    elif said == "failed":
-        state = FAILED
-    else:
-        state = RUNNING if said == "running" and occupied(path) else INTERRUPTED
-    return Job(path, state, error, asked, results or {}, overrides)
+        try:
+            results = _results(path / "results.json")
+            return replace(job, state=DONE, results=results, metrics=metrics(results))
+        except (KeyError, TypeError) as lacking:
+            error = f"results.json lacks {lacking}; run the job again"
+        except ValueError as damage:
+            error = str(damage)
+    elif said != "failed":
+        error = error if said else "status.json is damaged"
+        return replace(job, state=RUNNING if occupied(path) else INTERRUPTED, error=error)
+    return replace(job, state=FAILED, error=error)
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -82,18 +95,32 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def of_sweep(sweep: Path) -> list[Job]:
-    """Every job that has left something in the folder of a sweep, or was going to; by number."""
+    """The jobs that the sweep in this folder has, or was going to have, by number.
+
+    Without a plan, these are all that have left something.
+    """
     planned = planned_in(sweep)
-    there = [path.name for path in sweep.iterdir() if (path / "status.json").is_file()]
-    found = [read(sweep / name, planned.get(name, ())) for name in dict.fromkeys([*planned, *there])]
+    found = [read(sweep / name, overrides) for name, overrides in planned.items()]
+    found = found or [read(sweep / name) for name in _there(sweep)]
     known = [job for job in found if job.settings]
-    found = [job if job.settings else replace(job, settings=_assumed(job, known)) for job in found]
-    return sorted(found, key=lambda job: job.order)
+    return sorted(
+        (
+            replace(job, settings=_assumed(job, known)) if job.overrides and not job.settings else job
+            for job in found
+        ),
+        key=lambda job: job.order,
+    )
+
+
+def former(sweep: Path) -> list[str]:
+    """The names of those that an earlier plan of the sweep has left, and the present one is without."""
+    planned = planned_in(sweep)
+    return [name for name in _there(sweep) if planned and name not in planned]
 
 
 def planned_in(sweep: Path) -> dict[str, tuple[str, ...]]:
     """Job -> its overrides, of the sweep that was started last in this folder."""
-    plan = _json(sweep / SWEEP_FILE) or {}
+    plan = read_json(sweep / SWEEP_FILE)
     return {name: tuple(overrides) for name, overrides in plan.get("jobs", {}).items()}
 
 
@@ -119,7 +146,14 @@ def shown(value: Any) -> str:
         return f"[{','.join(shown(item) for item in value)}]"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return brief if float(brief := f"{value:g}") == value else repr(value)
+    return str(value)
+
+
+def _there(sweep: Path) -> list[str]:
+    names = [path.name for path in sweep.iterdir() if (path / "status.json").is_file()]
+    return sorted(names, key=lambda name: Job(sweep / name, NOT_STARTED).order)
 
 
 def _assumed(job: Job, known: list[Job]) -> dict[str, Any]:
@@ -152,9 +186,13 @@ def _settings(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+def _results(path: Path) -> dict[str, Any]:
+    """results.json. Raises ValueError that says why it cannot be read."""
+    results = read_json(path)
+    if not results:
+        raise ValueError(f"{path.name} is missing or damaged; run the job again")
+    if results.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path.name} has schema {results.get('schema')}, this code reads {SCHEMA}; run the job again"
+        )
+    return results

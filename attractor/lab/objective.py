@@ -27,6 +27,18 @@ def measured(results: dict[str, Any], objective: Objective) -> float:
     return float(value) if math.isfinite(value) else worst(objective)
 
 
+def metrics(results: dict[str, Any]) -> dict[str, float]:
+    """All that a run has measured: on validation images, and, behind `test`, on test images.
+
+    Raises KeyError or TypeError for results that lack some of it.
+    """
+    values = {Objective.val.value: measured(results, Objective.val)}
+    for task in results["tasks"]:
+        best = chosen(results, task)
+        values |= {task: best["validation"], f"{task} test": best["test"]}
+    return values | {Objective.log_pl.value: measured(results, Objective.log_pl)}
+
+
 def chosen(results: dict[str, Any], task: str) -> dict[str, Any]:
     """The row of a task that is best on validation images: its name, validation error and test error."""
     rows = results["selection"][task]

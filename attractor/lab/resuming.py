@@ -19,7 +19,7 @@ from attractor.lab import checkpoints, manifest
 from attractor.lab.checkpoints import Checkpoint, Position
 from attractor.lab.config import Config
 from attractor.lab.errors import CheckpointError, ConfigError, OutputError
-from attractor.lab.fields import FREE, PLACE, leaves, within
+from attractor.lab.fields import FREE, PLACE, differences, leaves, within
 from attractor.lab.network import Network
 from attractor.lab.runs import config_from
 from attractor.lab.status import holder, occupied, read_status
@@ -43,29 +43,31 @@ def continued(raw: DictConfig, overrides: Sequence[str]) -> tuple[Config, Path]:
         saved = OmegaConf.load(path / "config.yaml")
     except (OSError, ValueError) as error:
         raise ConfigError(f"resume={path}: there is no run in this folder ({error})") from error
-    if "status" not in status:
+    if not (path / "status.json").exists():
         raise ConfigError(f"resume={path}: there is no run in this folder (no status.json)")
-    if status["status"] == "done":
+    if status.get("status") == "done":
         raise ConfigError(f"resume={path}: this run is done; there is nothing to go on with")
     if occupied(path):
         raise OutputError(f"resume={path}: the run is still going on in {holder(status)}")
     # a limit is that of one start: kept, the run would never get beyond it
     OmegaConf.update(saved, "train.stop_after", None, force_add=True)
     given, before = leaves(raw), leaves(saved)
-    changed: list[str] = []
+    different = differences(before, given, free=(*FREE, "resume"))
+    changed: dict[str, tuple[Any, Any]] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
-        if key == "resume":
-            continue
         if within(key, FREE):
             OmegaConf.update(saved, key, OmegaConf.select(raw, key), force_add=True)
             continue
         # an experiment is no field, but may set any of them
-        meant = [name for name in given if within(name, (key,))]
-        meant = meant or [name for name in given if name not in PLACE]
-        changed += [name for name in meant if not within(name, FREE) and given[name] != before.get(name)]
+        known = any(within(name, (key,)) for name in given)
+        changed |= {
+            name: values
+            for name, values in different.items()
+            if (within(name, (key,)) if known else name not in PLACE)
+        }
     if changed:
-        values = ", ".join(f"{n} ({before.get(n)}, now {given[n]})" for n in dict.fromkeys(changed))
+        values = ", ".join(f"{name} ({was}, now {now})" for name, (was, now) in changed.items())
         why = ""
         if "train.steps" in changed:
             why = (

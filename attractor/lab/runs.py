@@ -27,6 +27,7 @@ from attractor.lab.config import (
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.network import Network, Recall
 from attractor.lab.selection import Choice
+from attractor.lab.status import read_status
 from attractor.physics import Backend, Ranks
 
 
@@ -124,8 +125,10 @@ def _unfinished(folder: Path) -> str:
     status = folder / "status.json"
     if not status.is_file():
         return "there is no results.json"
-    found = json.loads(status.read_text())
-    return f"its status is {found['status']}" + (f" ({found['error']})" if "error" in found else "")
+    found = read_status(folder)
+    return f"its status is {found.get('status', 'damaged')}" + (
+        f" ({found['error']})" if "error" in found else ""
+    )
 
 
 def config_from(values: dict[str, Any]) -> Config:

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the first one ends a run in good order, a second one ends the process at once."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from attractor.lab.errors import Terminated
 # `uv run` and schedulers forward a signal that the whole group of processes has got: it comes twice,
 # up to 0.3 s apart.
 _SAME = 1.0  # seconds
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
@@ -48,36 +50,48 @@ class Signals:
         now = time.monotonic()
         if self.received is not None:
             if number != self.received or now - self._when > _SAME:
-                os._exit(128 + number)
+                self._second(number)
             return
         self.received, self._when = signal.Signals(number), now
+        self._first(self.received)
+
+    def _first(self, received: signal.Signals) -> None:
         if not self._deferring:
             self._end()
             return
-        name = self.received.name  # print is not safe here: it may be what was interrupted
-        os.write(
-            2, f"\n{name}: the step is finished and saved; a second signal ends the run at once\n".encode()
-        )
+        said = f"\n{received.name}: the step is finished and saved; a second signal ends the run at once\n"
+        os.write(2, said.encode())  # print is not safe here: it may be what was interrupted
+
+    def _second(self, number: int) -> None:
+        os._exit(128 + number)
 
 
 _current: list[Signals] = []  # a process has one disposition for each signal
+
+
+def heeding() -> bool:
+    """Whether the body of a `heeded` is being executed."""
+    return bool(_current)
 
 
 @contextmanager
 def heeded() -> Iterator[Signals]:
     """In the body, and in all that it calls, signals are treated as `Signals` says; then as before.
 
-    Only the main thread of a process can ask for that; in another one nothing is received.
+    Only the main thread of a process can ask for that; in another one nothing is received. A process that
+    was started for jobs, with signals blocked (`relay`), receives here what has come since then. Afterwards
+    it ignores them: it may have threads by then that do not block them.
     """
     if _current or threading.current_thread() is not threading.main_thread():
         yield _current[0] if _current else Signals()
         return
     signals = Signals()
-    before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, signals._handle) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before: dict[int, Any] = {number: signal.signal(number, signals._handle) for number in ENDING}
     _current.append(signals)
     try:
+        if multiprocessing.parent_process() is not None:
+            before = dict.fromkeys(ENDING, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         yield signals
     finally:
         _current.clear()

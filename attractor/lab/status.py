@@ -1,22 +1,18 @@
 """status.json of a run folder, as another process reads it: who has the run, and whether it goes on."""
 
-import json
 import os
 import platform
 import time
 from pathlib import Path
 from typing import Any
 
+from attractor.lab.files import read_json
 from attractor.lab.locks import lock
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """What status.json below `path` says; nothing if it is not there, or half written."""
-    try:
-        status = json.loads((path / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    """What status.json below `path` says; nothing if it is not there, or damaged."""
+    return read_json(path / "status.json")
 
 
 def holder(status: dict[str, Any]) -> str:

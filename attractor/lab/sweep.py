@@ -1,12 +1,14 @@
 """Sweeps: what surrounds the jobs of a Hydra multirun.
 
 A job that fails leaves its traceback in its own folder and does not take the others with it. A sweep that
-is started again in the same folder skips the jobs that are done, goes on with those that were interrupted,
-and runs those again that failed (`sweep_job`).
+is started again in the same folder skips the jobs that are done and goes on with the others (`sweep_job`).
+SIGTERM and SIGINT end those that are running, saved, and start no other (`signals`, `relay`).
 """
 
 import json
 import shlex
+import signal
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,14 +20,16 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from attractor.lab import jobs
+from attractor.lab import files, jobs
 from attractor.lab.distributed import launched
 from attractor.lab.errors import ConfigError, OutputError, exit_code
 from attractor.lab.locks import take
+from attractor.lab.relay import Relay
 from attractor.lab.sweep_job import STOPPED, different_from, end, refusal
 
+_JOBLIB = "hydra_plugins.hydra_joblib_launcher"
 LAUNCHERS = {  # the extra that has the plugin
-    "hydra_plugins.hydra_joblib_launcher": "joblib",
+    _JOBLIB: "joblib",
     "hydra_plugins.hydra_submitit_launcher": "slurm",
 }
 _BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
@@ -50,9 +54,10 @@ class SweepCallback(Callback):
     """Before the first job and after the last one, in the process that the sweep was started in."""
 
     _lock: TextIO | None = None
+    _relay: Relay | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the lock: a launcher sends callbacks to its processes."""
+        """Without the lock and the relay: a launcher sends callbacks to its processes."""
         return {}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -83,20 +88,29 @@ class SweepCallback(Callback):
             if refused:
                 end(refusal(refused), 2)
             (sweep / STOPPED).unlink(missing_ok=True)
-            (sweep / jobs.SWEEP_FILE).write_text(json.dumps({"schema": 1, "jobs": plan}, indent=2) + "\n")
+            files.write(sweep / jobs.SWEEP_FILE, json.dumps({"schema": 1, "jobs": plan}, indent=2) + "\n")
         except OSError as error:
             end(f"{sweep} cannot be written: {error}", 5)
         except OutputError as error:
             end(str(error), exit_code(error))
+        if target.startswith(_JOBLIB):
+
+            def stop(received: signal.Signals) -> None:
+                with suppress(OSError):  # a full disk must not keep the signal from the jobs
+                    (sweep / STOPPED).write_text(f"{received.name} was received")
+
+            self._relay = Relay(stop)
+            self._relay.begin()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what became of the jobs; exit code 1 unless all of them are done."""
+        """Say what became of the jobs; exit code 1 unless all of them are done, 128 + N after signal N."""
         sweep = Path(config.hydra.sweep.dir)
-        planned = jobs.planned_in(sweep)
-        ended = [job for job in jobs.of_sweep(sweep) if not planned or job.name in planned]
+        ended = jobs.of_sweep(sweep)
         print(summary(sweep, ended))
         if self._lock is not None:
             self._lock.close()
+        if self._relay is not None and self._relay.received is not None:
+            raise SystemExit(128 + self._relay.received)
         if any(job.state != jobs.DONE for job in ended):
             raise SystemExit(1)
 
@@ -112,7 +126,9 @@ def summary(sweep: Path, ended: list[jobs.Job]) -> str:
             error = f"\n      {job.error}" if job.error else ""
             lines.append(f"  {job.state}: {job.path}  {job.asked(fields)}{error}")
     if len(lines) > 1:
-        lines.append(f"the same command with hydra.sweep.dir={typed} runs these, and none of the others")
+        lines.append(
+            f"the same command with hydra.sweep.dir={typed} takes these up, and none of the others"
+        )
     lines.append(f"table and figures: uv run python -m attractor.lab.collect {typed}")
     return "\n".join(lines)
 

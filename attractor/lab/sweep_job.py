@@ -4,6 +4,7 @@ What a job is told, and what it tells, goes through its folder, so that it does 
 machine a launcher runs it on.
 """
 
+import json
 import math
 import shlex
 import sys
@@ -16,52 +17,82 @@ from omegaconf import DictConfig, OmegaConf
 
 from attractor.lab import checkpoints, jobs
 from attractor.lab.config import Objective, OnError
-from attractor.lab.errors import ConfigError, OutputError
+from attractor.lab.errors import (
+    EXIT_CODES,
+    CheckpointError,
+    ConfigError,
+    OutputError,
+    Terminated,
+    exit_code,
+)
 from attractor.lab.fields import differences
 from attractor.lab.folder import RunFolder
 from attractor.lab.objective import measured, worst
+from attractor.lab.relay import end_with_parent, is_worker
+from attractor.lab.signals import heeded
+from attractor.lab.status import read_status
+from attractor.physics import NonFiniteError
 
-STOPPED = ".stopped"  # a file in the sweep's folder: a job has failed, with on_error=stop
-_EARLIER = "earlier"  # a folder for what failed jobs had left, when they are run again
+STOPPED = ".stopped"  # a file in the sweep's folder: why no further job is started
+_EARLIER = "earlier"  # a folder for what jobs had left that begin again
 
 
 def run_job(raw: DictConfig, path: Path, sweep: Path, start: Callable[[], float | None]) -> float:
     """A job of a sweep, which is skipped if it is done; its objective, the worst there is if it fails.
 
-    raw: its configuration, where `resume` is set if it goes on. A folder with another run ends the sweep.
+    raw: its configuration, where `resume` is set if it goes on. A folder with another run ends the sweep,
+    and so does a signal; of several processes each ends its job, and their parent the sweep.
     """
+    try:
+        with heeded():
+            end_with_parent()
+            return _run_job(raw, path, sweep, start)
+    except (SystemExit, KeyboardInterrupt, Terminated) as error:
+        code = error.code if isinstance(error, SystemExit) else exit_code(error)
+        if code not in (130, 143):
+            raise
+        if is_worker():
+            end_with_parent()
+            return worst(raw.objective)
+        again = f"hydra.sweep.dir={shlex.quote(str(sweep))}"
+        print(f"the same command with {again} goes on with the sweep", file=sys.stderr)
+        raise SystemExit(code) from error
+
+
+def _run_job(raw: DictConfig, path: Path, sweep: Path, start: Callable[[], float | None]) -> float:
     objective: Objective = raw.objective
-    if (sweep / STOPPED).exists():
-        print(f"job {path.name} is not started: another one has failed (on_error=stop)")
+    if (stopped := _text(sweep / STOPPED)) is not None:
+        print(f"job {path.name} is not started: {stopped}")
         return worst(objective)
     before = None
     try:
-        done = _take_up(raw, path, objective)
-        if done is not None:
-            print(f"job {path.name} is done already: {objective.value} {done:.6g}")
-            return done
+        ended = _take_up(raw, path, objective)
+        if ended is not None:
+            return ended
         before = _text(path / "status.json")
         value = start()
     except Exception as error:
         _record(raw, path, error, before)
         if raw.on_error is OnError["stop"]:
-            (sweep / STOPPED).touch()
+            (sweep / STOPPED).write_text("another one has failed (on_error=stop)")
         print(
             f"error: job {path.name} failed: {type(error).__name__}: {error}\n"
             f"its traceback is in {path / 'train.log'}",
             file=sys.stderr,
         )
+        if isinstance(error, CheckpointError):
+            print(f"nothing was lost or begun anew; {_afresh(path)}", file=sys.stderr)
         return worst(objective)
-    except SystemExit as end:
-        if end.code in (130, 143):
-            again = f"hydra.sweep.dir={shlex.quote(str(sweep))}"
-            print(f"the same command with {again} goes on with the sweep", file=sys.stderr)
-        raise
     return value if value is not None and math.isfinite(value) else worst(objective)
 
 
 def _take_up(raw: DictConfig, path: Path, objective: Objective) -> float | None:
-    """The objective of a job that is done; otherwise its folder is made ready for it to start or go on."""
+    """The objective of a job that has come to its end; else its folder is made ready to start or go on.
+
+    A job that has saved a checkpoint goes on from the newest whole one, whatever it ended with; where none
+    is left it fails (CheckpointError) instead of beginning anew. One that has saved none begins again. One
+    that became non-finite would again, at the same step, and is left as it is.
+    """
     if raw.get("resume") is not None:
         raise ConfigError("resume is for single runs; in a sweep an interrupted job goes on by itself")
     job = jobs.read(path)
@@ -74,12 +105,33 @@ def _take_up(raw: DictConfig, path: Path, objective: Objective) -> float | None:
         end(refusal({path: different}), 2)
     if job.state == jobs.DONE:
         with suppress(KeyError, TypeError):  # results of an older version: the job is run again
-            return measured(job.results, objective)
-    if job.state == jobs.INTERRUPTED and job.settings and checkpoints.found(path / "checkpoints"):
+            done = measured(job.results, objective)
+            print(f"job {path.name} is done already: {objective.value} {done:.6g}")
+            return done
+    status = read_status(path)
+    code = status.get("exit_code")
+    if code == EXIT_CODES[NonFiniteError]:
+        print(f"job {path.name} would fail as it did: {job.error}; {_afresh(path)}")
+        return worst(objective)
+    saved = code == EXIT_CODES[CheckpointError] or _has_saved(path, job)
+    if status.get("status") != "done" and job.settings and saved:
         raw.resume = str(path)
         return None
     _set_aside(path)
     return None
+
+
+def _has_saved(path: Path, job: jobs.Job) -> bool:
+    """Whether a job has ever saved a checkpoint: it may be damaged or gone."""
+    if checkpoints.found(path / "checkpoints"):
+        return True
+    *lines, _ = (_text(path / "metrics.jsonl") or "").split("\n")  # the last one may be half a line
+    # a validation is saved before the next step is written
+    return any(json.loads(line)["step"] > job.settings["train.validate_every"] for line in lines)
+
+
+def _afresh(path: Path) -> str:
+    return f"to run it again from step 0, move or delete {path}, and give the same command"
 
 
 def _set_aside(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attractor.lab import jobs
-from attractor.lab.collect import SEED, Table, metrics
+from attractor.lab.collect import SEED, Table
 from attractor.lab.config import REFERENCES
 from attractor.lab.jobs import Job, shown
 from attractor.lab.report import title
@@ -57,6 +57,11 @@ def printed(table: Table) -> str:
         lines.append(
             f"  {job.state}: {job.path}  {job.asked(names)}" + (f"\n      {job.error}" if job.error else "")
         )
+    if table.twins:
+        same = ", ".join(f"{job} as {other}" for job, other in table.twins.items())
+        lines.append(f"of the same configuration, and counted once: {same}")
+    if table.former:
+        lines.append(f"of an earlier sweep in this folder, and left out: {', '.join(table.former)}")
     best = table.rows[0]
     if best.done:
         # a field that this rule or model does not have is not to be typed
@@ -79,7 +84,6 @@ def write(table: Table) -> list[Path]:
         rows.append([*map(shown, row.settings.values()), *counts, *map(_number, numbers)])
     each: list[list[Any]] = [["job", "state", *table.fields, SEED, *table.metrics, "error", "folder"]]
     for job in sorted(table.jobs, key=lambda job: job.order):
-        values = metrics(job) if job.state == jobs.DONE else {}
         each.append(
             [
                 job.name,
@@ -88,7 +92,7 @@ def write(table: Table) -> list[Path]:
                     shown(job.settings[name]) if name in job.settings else ""
                     for name in (*table.fields, SEED)
                 ),
-                *(_number(values.get(metric, math.nan)) for metric in table.metrics),
+                *(_number(job.metrics.get(metric, math.nan)) for metric in table.metrics),
                 job.error or "",
                 job.path,
             ]

@@ -10,10 +10,8 @@ import json
 import logging
 import os
 import secrets
-import select
 import shlex
 import string
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,12 +22,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from attractor.lab import report
+from attractor.lab.channel import Channel
 from attractor.lab.config import WandbConfig, WandbMode
 from attractor.lab.errors import Terminated
 from attractor.lab.provenance import commit
 
 log = logging.getLogger("attractor")
-_WITNESS = Path(__file__).with_name("witness.py")
 _INTERRUPTED = 5.0  # seconds that a run waits for wandb when it was told to end
 
 
@@ -59,7 +57,7 @@ class Tracker:
         self._off = silent or config.mode is WandbMode.disabled
         self._id = ""
         self._told = 0  # the last step that an earlier part of the run has told
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         self._warned = False
         self.url: str | None = None  # where an online run can be seen
 
@@ -75,7 +73,7 @@ class Tracker:
         }
         try:
             self._id, self._told = self._identity()
-            self._channel = _Channel(os.environ | environment)
+            self._channel = Channel(os.environ | environment)
         except OSError as error:
             self._warn(f"wandb could not start ({error}); the run goes on without it")
             return self
@@ -201,62 +199,6 @@ class Tracker:
         if not self._warned:  # what fails once fails again, and one line says it
             log.warning("%s", text)
         self._warned = True
-
-
-class _Channel:
-    """The witness process: orders go in, news come out, and nothing here waits unless it is asked to."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        # -P: the modules beside the script are not for its imports
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WITNESS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the run
-            bufsize=0,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._in, self._out = self._process.stdin, self._process.stdout
-        os.set_blocking(self._in.fileno(), False)
-        self._unsent = bytearray()
-        self._unread = b""
-        self.alive = True
-
-    def send(self, order: dict[str, Any]) -> None:
-        self._unsent += json.dumps(order).encode() + b"\n"
-
-    def exchange(self, seconds: float) -> list[dict[str, Any]]:
-        """Send what the pipe takes; return what has come, waiting at most so long for something to do."""
-        if not self.alive:
-            return []
-        sending = [self._in] if self._unsent else []
-        readable, writable, _ = select.select([self._out], sending, [], seconds)
-        try:
-            if writable:
-                del self._unsent[: self._in.write(self._unsent) or 0]
-        except BrokenPipeError:
-            self._unsent.clear()
-        if not readable:
-            return []
-        received = os.read(self._out.fileno(), 65536)
-        self.alive = bool(received)
-        *lines, self._unread = (self._unread + received).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-    def close(self, *, grace: float) -> bool:
-        """End the process after so many seconds; return whether it had ended by itself."""
-        for pipe in (self._in, self._out):
-            pipe.close()
-        try:
-            self._process.wait(grace if self.alive else 1.0)
-            return True
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            return False
 
 
 def sweep_name() -> str | None:

@@ -1,15 +1,9 @@
 """Downloads from a local server: whole and checked, or a DataError and nothing left behind."""
 
-import gzip
-import hashlib
 import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +12,18 @@ import torchvision.datasets
 
 from attractor.images import DataError, datasets, load
 from attractor.images.downloads import fetch
-
-ROOT = Path(__file__).parents[2]
-FILES = datasets.DATASETS["mnist"].files
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *given: Any) -> None: ...
-
-
-def idx(kind: int, *sizes: int) -> bytes:
-    count = 1
-    for size in sizes:
-        count *= size
-    return bytes([0, 0, 8, kind]) + b"".join(size.to_bytes(4, "big") for size in sizes) + bytes(count)
+from tests.images.mirror import FILES, fill, idx, served, spoil
 
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that a local server gives out, the only place where torchvision looks for MNIST."""
-    served = tmp_path / "served"
-    served.mkdir()
-    resources = []
-    for file in FILES:
-        content = idx(3, 12, 28, 28) if "images" in file else idx(1, 12)
-        name = f"{Path(file).name}.gz"
-        (served / name).write_bytes(gzip.compress(content))
-        resources.append((name, hashlib.md5((served / name).read_bytes()).hexdigest()))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
-    yield served
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", fill(folder))
+    with served(folder) as address:
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [address])
+        yield folder
 
 
 def test_a_download_leaves_the_files_and_nothing_else(mirror: Path, tmp_path: Path) -> None:
@@ -73,12 +43,7 @@ def test_a_download_that_fails_leaves_nothing(fault: str, mirror: Path, tmp_path
 
     Two good files that stay behind would look like a data set to whoever comes next; so would half a file.
     """
-    file = mirror / f"{Path(FILES[2]).name}.gz"
-    content = file.read_bytes()
-    if fault == "wrong checksum":
-        file.write_bytes(gzip.compress(idx(3, 11, 28, 28)))
-    else:
-        file.write_bytes(content[: len(content) // 2])
+    file = spoil(mirror, fault)
     with pytest.raises(
         DataError, match=r"mnist could not be downloaded to .*nothing was left behind"
     ) as caught:
@@ -121,27 +86,6 @@ def test_of_two_that_want_the_same_one_downloads(tmp_path: Path) -> None:
         thread.join(30)
     assert len(asked) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
-
-
-def test_no_network_exits_with_6(tmp_path: Path) -> None:
-    """train.py, data.download=true and nobody to answer: one line, no folder of the run or the data."""
-    nobody = "http://127.0.0.1:9"  # the port of `discard`
-    done = subprocess.run(
-        [
-            *(sys.executable, "train.py", "data=mnist", "data.download=true"),
-            *(f"data.root={tmp_path / 'root'}", f"folder={tmp_path / 'run'}", "wandb=disabled"),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"http_proxy": nobody, "https_proxy": nobody, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 6, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: mnist could not be downloaded to")
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_flipped_bit_of_the_original_is_seen(mirror: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from attractor.lab.folder import RunFolder
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.validation import validate, validate_comparison
 from attractor.physics import random_start
+from tests.lab.faulty import LONG
 from train import train
 
 ROOT = Path(__file__).parents[2]
@@ -164,14 +165,19 @@ class Commands:
         resuming = any(word.startswith("resume=") for word in overrides)
         file = self._outputs / f"{len(self._files)}.txt"
         argv = [*(() if resuming else TINY), *overrides]
+        argv.sort(key=lambda word: not word.startswith("-"))  # -m comes first
         pid = self._ask(argv=argv, cwd=str(ROOT), environment=environment, output=str(file))
         self._files[pid] = file
         return pid
 
+    def said(self, pid: int) -> str:
+        """What it has printed."""
+        return self._files[pid].read_text().replace("\r", "\n")
+
     def end(self, pid: int) -> tuple[int, str]:
         """Its exit code, negative for a signal that killed it, and what it printed."""
         code = self._ask(wait=pid)
-        return code, self._files[pid].read_text().replace("\r", "\n")
+        return code, self.said(pid)
 
     def run(self, *overrides: str, **environment: str) -> tuple[int, str]:
         return self.end(self.start(*overrides, **environment))
@@ -185,6 +191,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     started = Commands(tmp_path_factory.mktemp("commands"))
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run LONG, which nothing interrupts. Tests look at it and leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, said = commands.run(*LONG, f"folder={folder}")
+    assert code == 0, said
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,12 @@
 Faults are `what:step:phase`. step: the training step, or that of the save. phase: where in it; see PHASES.
 what: `kill` (SIGKILL), `term`, `int` (sent to itself), `term+int` (SIGINT comes after SIGTERM, at the
 next phase that is reached), `full` (no file may get beyond 1,000 bytes: RLIMIT_FSIZE), `remove` (the run
-folder is removed), `hold` (makes the file held in the folder WHEN, and waits for a signal), `data`,
-`couplings` and `gradient` (a value, that of row 5, becomes VALUE, nan or inf).
+folder is removed), `hold` (makes the file held-RUN in the folder WHEN, and waits for a signal), `stuck`
+(the same, and goes on waiting), `data`, `couplings` and `gradient` (a value, that of row 5, becomes VALUE,
+nan or inf). In a sweep the fault is in the job JOB, or in each of them.
+
+With MIRROR, which is then the only address at which MNIST is looked for, its files and their checksums are
+those in RESOURCES (JSON).
 
 A request is {"argv": [...], "cwd": DIR, "environment": {...}, "output": FILE}; its answer is the id of a
 forked process that is train.py with these arguments. {"wait": PID} answers its exit code, negative for a
@@ -15,12 +19,14 @@ signal, as subprocess does.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,13 +37,17 @@ from torch import Tensor
 
 import train
 from attractor.images import datasets
-from attractor.lab import checkpoints, tensor_files
+from attractor.lab import checkpoints, signals, tensor_files
 from attractor.lab.config import register
 from attractor.lab.entry import launch
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.validation import validate
 from attractor.physics import LocalEnergy
 
+# a run of which much can be lost: rows are drawn, so that there is a generator whose state must come back
+STEPS = 10
+LONG = (f"train.steps={STEPS}", "backend=eager", "rule.rows_per_step=12")
 # in the order in which a step reaches them
 PHASES = ("step", "metrics", "before", "file", "rename", "renamed", "prune")
 
@@ -69,6 +79,9 @@ def plant(fault: str) -> None:
             happen()
 
     def happen() -> None:
+        job = where["folder"].name
+        if os.environ.get("JOB", job) != job:
+            return
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif what in ("term", "term+int"):
@@ -80,9 +93,10 @@ def plant(fault: str) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         elif what == "remove":
             shutil.rmtree(where["folder"])
-        elif what == "hold":
-            (Path(os.environ["WHEN"]) / "held").touch()
-            signal.pause()
+        elif what in ("hold", "stuck"):
+            (Path(os.environ["WHEN"]) / f"held-{job}").touch()
+            while what == "stuck" or signals._current[0].received is None:
+                time.sleep(0.01)
 
     def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
         original = getattr(owner, name)
@@ -161,6 +175,8 @@ def serve() -> None:
             _, status = os.waitpid(request["wait"], 0)
             print(os.waitstatus_to_exitcode(status), flush=True)
             continue
+        if "MIRROR" in request["environment"]:
+            import torchvision.datasets  # noqa: F401 - which takes seconds, and the child has it then
         child = os.fork()
         if not child:
             work(request)
@@ -181,6 +197,8 @@ def work(request: dict[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="config")
 def main(raw: DictConfig) -> float | None:
+    if multiprocessing.parent_process() is not None and "FAULT" in os.environ:
+        plant(os.environ.pop("FAULT"))  # a process of a launcher, which has this module by value
     return launch(raw, check=validate, job=train.train)
 
 
@@ -188,6 +206,10 @@ def run(argv: list[str]) -> None:
     sys.argv = [__file__, *argv]
     if "FAULT" in os.environ:
         plant(os.environ["FAULT"])
+    if "MIRROR" in os.environ:
+        from torchvision.datasets import MNIST
+
+        MNIST.mirrors, MNIST.resources = [os.environ["MIRROR"]], json.loads(os.environ["RESOURCES"])
     main()
 
 

@@ -4,6 +4,8 @@ import csv
 import fcntl
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ def measures(val: float, test: float, log_pl: float = 1.0) -> dict[str, Any]:
         "bare_attention+evidence": {"validation_mse": val * 3},
     }
     return {
+        "schema": 1,
         "validation": {"score": val},
         "pseudo_likelihood": {"validation": log_pl},
         "selection": {"denoise": rows},
@@ -247,9 +250,100 @@ def test_folders_that_hold_no_sweep_exit_with_2(rates: Path, tmp_path: Path, cap
         assert main([str(folder)]) == 2
         assert said in capsys.readouterr().err
     assert not list((tmp_path / "empty").iterdir())
-    (rates / "0" / "results.json").write_text("{}")
-    assert main([str(rates)]) == 2
-    assert "results.json lacks 'validation'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"schema": 2}', "has schema 2, this code reads 1"),
+        ('{"schema": 1}', "lacks 'validation'"),
+        ('{"schema": 1, "valida', "is missing or damaged"),
+        (None, "is missing or damaged"),
+    ],
+)
+def test_results_that_cannot_be_read_are_a_failed_job(
+    content: str | None, reason: str, rates: Path, capsys
+) -> None:
+    """One file of another version, damaged or lost does not take the other 99 jobs from the table."""
+    path = rates / "0" / "results.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert main([str(rates), "--no-figures"]) == 0
+    said = capsys.readouterr().out
+    assert "4 jobs, 2 done, 2 failed" in said
+    assert f"failed: {rates / '0'}  rule.learning_rate=0.1 seed=0\n      results.json {reason}" in said
+    assert "1 of 2" in said
+
+
+@pytest.mark.parametrize("content", ["", '{"status": "do', "[]", "{}"])
+def test_a_status_that_cannot_be_read_is_that_of_an_interrupted_job(
+    content: str, rates: Path, capsys
+) -> None:
+    """A power cut may leave any of these; a sweep goes on with such a job, and does not stumble over it."""
+    (rates / "0" / "status.json").write_text(content)
+    assert main([str(rates), "--no-figures"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"interrupted: {rates / '0'}  rule.learning_rate=0.1 seed=0\n      status.json is damaged" in said
+    )
+
+
+def test_jobs_of_one_configuration_count_once(make: Make) -> None:
+    """seed=0,0,1: n is 2, and so is the deviation. Of equal jobs the one that is done counts.
+
+    Counted twice, a deterministic run would halve its own error bar, or show ± 0.0000.
+    """
+    make("0", "seed=0", status="failed", error="E: x")
+    make("1", "seed=0", "wandb=disabled", results=measures(0.4, 0.1))
+    make("2", "seed=0", "wandb=offline", results=measures(0.4, 0.1))
+    sweep = make("3", "seed=1", results=measures(0.6, 0.1))
+    table = collect(sweep)
+    (row,) = table.rows
+    assert (row.done, len(row.jobs)) == (2, 2)
+    assert row.deviation("val") == pytest.approx(math.sqrt(0.02))
+    assert "\nof the same configuration, and counted once: 0 as 1, 2 as 1\n" in printed(table)
+    # of jobs whose configuration is lost, nobody knows that it is the same
+    for name in ("1", "3"):
+        (sweep / name / "config.yaml").unlink()
+    assert len(collect(sweep).jobs) == 3
+
+
+def test_settings_that_are_almost_equal_are_two(make: Make) -> None:
+    """Sweepers that choose as they go try values that six digits do not tell apart."""
+    make("0", "rule.learning_rate=0.0312345671", results=measures(0.4, 0.1))
+    sweep = make("1", "rule.learning_rate=0.0312345672", results=measures(0.5, 0.1))
+    assert [row.settings["rule.learning_rate"] for row in collect(sweep).rows] == [
+        0.0312345671,
+        0.0312345672,
+    ]
+    assert "best: rule.learning_rate=0.0312345671" in printed(collect(sweep))
+
+
+def test_jobs_of_an_earlier_plan_are_left_out(rates: Path) -> None:
+    """A sweep that was started again with fewer values is the one that is asked for; what it has left out
+    is named. Without a plan (another sweeper, or a sweep.json that is damaged), every job counts.
+    """
+    plan = rates / jobs.SWEEP_FILE
+    plan.write_text(json.dumps({"schema": 1, "jobs": {"0": [], "1": []}}))
+    table = collect(rates)
+    assert [job.name for job in table.jobs] == ["0", "1"]
+    assert table.fields == []
+    assert "\nof an earlier sweep in this folder, and left out: 2, 10\n" in printed(table)
+    plan.write_text(plan.read_text()[:-9])
+    assert len(collect(rates).jobs) == 4
+
+
+def test_a_reader_that_stops_is_no_error(rates: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """collect DIR | head -1: nothing on standard error, exit code 0, and all files are there."""
+    read, end = os.pipe()
+    os.close(read)  # sooner than the first line
+    with os.fdopen(end, "w") as pipe:  # whose last flush, as that of the interpreter, must not fail
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main([str(rates), "--no-figures"]) == 0
+    assert capsys.readouterr().err == ""
+    assert (rates / "table.csv").stat().st_size
+    assert (rates / "jobs.csv").stat().st_size
 
 
 def test_test_errors_cannot_be_sorted_by(rates: Path, capsys) -> None:

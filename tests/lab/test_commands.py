@@ -222,3 +222,24 @@ def test_a_damaged_checkpoint_exits_with_4(trained, command: Command, tmp_path: 
     assert "is damaged" in done.stderr
     assert str(copy) in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="what a process has loaded is looked up in /proc")
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_ctrl_c_while_modules_are_imported_is_quiet(script: str, root: Path, tmp_path: Path) -> None:
+    """As soon as torch is being loaded: an end by SIGINT, to a shell 130, without a word."""
+    with subprocess.Popen(
+        [sys.executable, script, f"folder={tmp_path / 'run'}"],
+        cwd=root,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (-signal.SIGINT, "")
+    assert not (tmp_path / "run").exists()

@@ -199,7 +199,8 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
     """Saved by 2, gone on with by 1 and by 3: the couplings of a run that was never interrupted.
 
     On the way a process is killed in training, and one in evaluation, where the others wait for its rows:
-    all of them end within 60 s with an exit code that is not 0, and the first one says so.
+    all of them end within 60 s with an exit code that is not 0, and the first one says so. SIGTERM ends
+    them all without saving the step they are in, and what they had saved is whole.
     """
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     with torchrun(2, *LONG, f"folder={killed}") as process:
@@ -210,6 +211,17 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
     assert "torchrun" in status(killed)["error"]
     assert checkpoints.found(killed / "checkpoints")[-1] <= left < 60
     one, three = (Path(shutil.copytree(killed, tmp_path / name)) for name in ("one", "three"))
+    terminated = tmp_path / "terminated"
+    with torchrun(2, *LONG, f"folder={terminated}") as process:
+        wait_for(process, lambda: trained_steps(terminated) >= 25)
+        running = processes_of(process, 2)
+        process.terminate()
+        assert ended(process, within=60)[0] != 0
+        assert not [pid for pid in running.values() if Path(f"/proc/{pid}").exists()]
+    assert status(terminated)["status"] == "killed"
+    assert status(terminated)["error"].startswith("Terminated: SIGTERM")
+    step, damaged = checkpoints.newest_whole(terminated / "checkpoints")
+    assert (step % 20, damaged) == (0, [])
 
     with torchrun(3, f"resume={three}") as process:
         wait_for(process, lambda: (three / "checkpoints" / "step-60").exists())
@@ -224,14 +236,15 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
         raise Trained
 
     monkeypatch.setattr("train.assessment.choose_retrievals", stop)
-    config, path = continued(make_raw(f"resume={one}"), [f"resume={one}"])
-    with pytest.raises(Trained):
-        train(config, RunFolder(path, "", resumed=True))
+    for folder in (one, terminated):
+        config, path = continued(make_raw(f"resume={folder}"), [f"resume={folder}"])
+        with pytest.raises(Trained):
+            train(config, RunFolder(path, "", resumed=True))
     with pytest.raises(Trained):
         train_run(whole, *LONG)
     expected = checkpoints.load(whole / "checkpoints")
     assert expected.step == 60
-    for folder in (one, three):
+    for folder in (one, three, terminated):
         found = checkpoints.load(folder / "checkpoints")
         assert found.step == 60
         assert found.position.best_step == expected.position.best_step

@@ -17,27 +17,18 @@ from attractor.lab import checkpoints, load_run
 from attractor.lab.errors import exit_code
 from attractor.lab.manifest import sealed
 from attractor.physics import SGD, LocalEnergy, NonFiniteError, Pairwise, PseudoLikelihood, Sphere
+from tests.lab.faulty import LONG, STEPS
 
-LONG = ("train.steps=8", "backend=eager")
 ROWS = "rows-0-16.safetensors"
 
 
 @pytest.fixture(scope="module")
-def whole(commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("damage") / "whole"
-    code, said = commands.run(*LONG, f"folder={folder}")
-    assert code == 0, said
-    return folder
-
-
-@pytest.fixture(scope="module")
 def paused(commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, paused at step 7: its checkpoints are step-6 and step-7."""
+    """The run LONG, paused at step 7: the newest two checkpoints are there, and the best one."""
     folder = tmp_path_factory.mktemp("damage") / "paused"
     code, said = commands.run(*LONG, f"folder={folder}", "train.stop_after=7")
     assert code == 0, said
-    assert checkpoints.found(folder / "checkpoints")[-2:] == [6, 7]
+    assert checkpoints.found(folder / "checkpoints") == [2, 6, 7]
     return folder
 
 
@@ -47,82 +38,99 @@ def run(paused: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(paused, tmp_path / "run"))
 
 
-def truncate(checkpoint: Path) -> str:
+def truncate(checkpoint: Path) -> list[str]:
     file = checkpoint / ROWS
     file.write_bytes(file.read_bytes()[:-8])
-    return f"step-7/{ROWS} is damaged: its SHA-256"
+    return [f"step-7/{ROWS} is damaged: its SHA-256"]
 
 
-def flip_a_bit(checkpoint: Path) -> str:
+def flip_a_bit(checkpoint: Path) -> list[str]:
     file = checkpoint / "common.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
-    return "step-7/common.safetensors is damaged: its SHA-256"
+    return ["step-7/common.safetensors is damaged: its SHA-256"]
 
 
-def change_a_digit_of_the_manifest(checkpoint: Path) -> str:
+def change_a_digit_of_the_manifest(checkpoint: Path) -> list[str]:
     file = checkpoint / "manifest.json"
     file.write_text(file.read_text().replace('"failures": ', '"failures": 1'))
-    return "step-7/manifest.json is damaged: it is not what its own manifest_sha256 says"
+    return ["step-7/manifest.json is damaged: it is not what its own manifest_sha256 says"]
 
 
-def delete_the_manifest(checkpoint: Path) -> str:
+def delete_the_manifest(checkpoint: Path) -> list[str]:
     (checkpoint / "manifest.json").unlink()
-    return "step-7/manifest.json cannot be read: it is missing"
+    return [f"{checkpoint.name}/manifest.json cannot be read: it is missing"]
 
 
-def swap_files(checkpoint: Path) -> str:
-    # step-6 must stay whole, to fall back on: its file comes here, and that of step-7 is lost
-    shutil.copyfile(checkpoint.parent / "step-6" / ROWS, checkpoint / ROWS)
-    return f"step-7/{ROWS} is damaged: its SHA-256"
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_name(f"{one.name}.aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
 
 
-def swap_all_files(checkpoint: Path) -> str:
-    for file in (checkpoint.parent / "step-6").iterdir():
-        shutil.copyfile(file, checkpoint / file.name)
-    return "step-7/manifest.json is that of step 6, not of step 7"
+def swap_rows(checkpoint: Path) -> list[str]:
+    swap(checkpoint / ROWS, checkpoint.parent / "step-6" / ROWS)
+    return [f"step-{step}/{ROWS} is damaged: its SHA-256" for step in (7, 6)]
+
+
+def swap_manifests(checkpoint: Path) -> list[str]:
+    swap(checkpoint / "manifest.json", checkpoint.parent / "step-6" / "manifest.json")
+    return [f"step-{a}/manifest.json is that of step {b}, not of step {a}" for a, b in ((7, 6), (6, 7))]
+
+
+def swap_folders(checkpoint: Path) -> list[str]:
+    swap(checkpoint, checkpoint.parent / "step-6")
+    return [f"step-{a}/manifest.json is that of step {b}, not of step {a}" for a, b in ((7, 6), (6, 7))]
 
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, flip_a_bit, delete_the_manifest, swap_files],
+    [truncate, flip_a_bit, delete_the_manifest, swap_rows],
     ids=lambda damage: damage.__name__,
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
-    damage: Callable[[Path], str], commands, whole: Path, run: Path
+    damage: Callable[[Path], list[str]], commands, whole: Path, run: Path
 ) -> None:
-    """resume=RUN_DIR warns with file and reason, goes on from step-6, and ends as the whole run did.
+    """resume=RUN_DIR warns with file and reason, goes on from the newest whole one, and ends as the whole
+    run did. Where files of two steps are swapped, neither is whole.
 
-    The damaged one is set aside, where it can be looked at. Asked for by name it is refused (4).
+    The damaged ones are set aside, where they can be looked at. Asked for by name one is refused (4).
     """
-    reason = damage(run / "checkpoints" / "step-7")
+    reasons = damage(run / "checkpoints" / "step-7")
+    good = 6 if len(reasons) == 1 else 2
     code, said = commands.run(f"resume={run / 'checkpoints' / 'step-7'}")
     assert code == 4, said
     assert said.splitlines()[-1].startswith("error: ")
-    assert reason in said.splitlines()[-1]
+    assert reasons[0] in said.splitlines()[-1]
     code, said = commands.run(f"resume={run}")
     assert code == 0, said
-    (warning,) = [line for line in said.splitlines() if reason in line]
-    assert warning.startswith("warning: ")
-    assert warning.endswith("going on from step-6, the newest that is whole")
-    assert "going on from step 6" in said.splitlines()
-    assert (run / "checkpoints" / "set-aside" / "step-7").is_dir()
+    for reason in reasons:
+        (warning,) = [line for line in said.splitlines() if reason in line]
+        assert warning.startswith("warning: ")
+        assert warning.endswith(f"going on from step-{good}, the newest that is whole")
+    assert f"going on from step {good}" in said.splitlines()
+    aside = sorted(path.name for path in (run / "checkpoints" / "set-aside").iterdir())
+    assert aside == [f"step-{step}" for step in (6, 7) if step > good]
     mine, theirs = (checkpoints.load(folder / "checkpoints") for folder in (run, whole))
-    assert mine.step == theirs.step == 8
+    assert mine.step == theirs.step == STEPS
     assert torch.equal(mine.weights["couplings"], theirs.weights["couplings"])
-    assert [steps(folder) for folder in (run, whole)] == [list(range(1, 9))] * 2
+    assert [steps(folder) for folder in (run, whole)] == [list(range(1, STEPS + 1))] * 2
 
 
 @pytest.mark.parametrize(
-    "damage", [change_a_digit_of_the_manifest, swap_all_files], ids=lambda damage: damage.__name__
+    "damage",
+    [change_a_digit_of_the_manifest, swap_manifests, swap_folders],
+    ids=lambda damage: damage.__name__,
 )
-def test_a_manifest_is_not_believed(damage: Callable[[Path], str], run: Path) -> None:
+def test_a_manifest_is_not_believed(damage: Callable[[Path], list[str]], run: Path) -> None:
     """A changed digit, which is valid JSON, and a whole checkpoint under the name of another: damage."""
-    reason = damage(run / "checkpoints" / "step-7")
-    step, (found,) = checkpoints.newest_whole(run / "checkpoints")
-    assert step == 6
-    assert reason in found
+    reasons = damage(run / "checkpoints" / "step-7")
+    step, found = checkpoints.newest_whole(run / "checkpoints")
+    assert step == (6 if len(reasons) == 1 else 2)
+    assert len(found) == len(reasons)
+    assert all(reason in said for reason, said in zip(reasons, found, strict=True))
 
 
 def steps(folder: Path) -> list[int]:
@@ -130,24 +138,23 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_without_a_whole_checkpoint_nothing_starts(commands, run: Path) -> None:
-    """All damaged: exit code 4 with every reason, and the folder stays as it was: no silent fresh start.
+    """Files of two steps swapped, and no other checkpoint: exit code 4 with every reason, and the folder
+    stays as it was. No silent fresh start.
 
     An older checkpoint that is named is gone on from, and the newer one set aside.
     """
     good = shutil.copytree(run, run.with_name("good"))
-    first = truncate(run / "checkpoints" / "step-7")
-    for step in checkpoints.found(run / "checkpoints")[:-1]:
-        delete_the_manifest(run / "checkpoints" / f"step-{step}")
+    reasons = swap_rows(run / "checkpoints" / "step-7")
+    reasons += delete_the_manifest(run / "checkpoints" / "step-2")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, said = commands.run(f"resume={run}")
     assert code == 4, said
-    assert first in said
-    assert "step-6/manifest.json cannot be read: it is missing" in said
+    assert all(reason in said.splitlines()[-1] for reason in reasons)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     code, said = commands.run(f"resume={good}/checkpoints/step-6")
     assert code == 0, said
     assert "going on from step 6" in said.splitlines()
-    assert steps(good) == list(range(1, 9))
+    assert steps(good) == list(range(1, STEPS + 1))
 
 
 class Canary:
@@ -181,12 +188,14 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_executed(
 
 
 @pytest.mark.parametrize(
-    ("what", "value"), [("couplings", "nan"), ("gradient", "inf"), ("gradient", "nan")]
+    ("what", "value"),
+    [("couplings", "nan"), ("couplings", "inf"), ("gradient", "inf"), ("gradient", "nan")],
 )
 def test_what_is_not_finite_ends_training(what: str, value: str, commands, tmp_path: Path) -> None:
     """NaN or infinity in row 5 at step 5: exit code 3; step, row and tensor are named; step-4 is whole."""
     folder = tmp_path / "run"
-    code, said = commands.run(*LONG, f"folder={folder}", FAULT=f"{what}:5:step", VALUE=value)
+    every_row = "rule.rows_per_step=null"
+    code, said = commands.run(*LONG, every_row, f"folder={folder}", FAULT=f"{what}:5:step", VALUE=value)
     assert code == 3, said
     last = said.splitlines()[-1]
     assert last.startswith("error: at step 5: the ")
@@ -196,27 +205,37 @@ def test_what_is_not_finite_ends_training(what: str, value: str, commands, tmp_p
     assert steps(folder) == [1, 2, 3, 4]
 
 
-def test_a_gradient_that_is_not_finite_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The couplings after the refused step are those before it, to the last bit."""
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("what", ["gradient", "couplings"])
+def test_what_is_not_finite_is_not_applied(what: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the gradient or in the couplings: after the refused step they are those before it, to the last
+    bit, and so is the momentum, in which a value that is not finite would stay for ever.
+    """
     couplings = Pairwise(tokens=4, dim=3)
     energy = LocalEnergy(couplings, Sphere(3))
     x = energy.measure.sample(torch.zeros(5, 4, 3), generator=torch.Generator().manual_seed(0))
-    rule = PseudoLikelihood(SGD(), decay=0.1)
+    rule = PseudoLikelihood(SGD(momentum=0.9), decay=0.1)
     rule.step(energy, x, rate=1.0)
-    before = couplings.couplings.clone()
-    assert before.any()
+    assert couplings.couplings.any()
+    if what == "couplings":
+        couplings.weights["couplings"][2, 1, 0, 0] = float(value)
+    before = [tensor.clone() for tensor in (couplings.couplings, *rule.optimiser.state.values())]
     write = LocalEnergy.write_gradient
 
     def broken(self: LocalEnergy, x: torch.Tensor, gradient: Any, **named: Any) -> torch.Tensor:
         objective = write(self, x, gradient, **named)
-        gradient["couplings"][2, 1, 0, 0] = float("-inf")
-        objective[:, 2] = float("nan")  # so do all kernels then (tests/physics/test_kernels.py)
+        if what == "gradient":
+            gradient["couplings"][2, 1, 0, 0] = float(value)
+            objective[:, 2] = float("nan")  # so do all kernels then (tests/physics/test_kernels.py)
         return objective
 
     monkeypatch.setattr(LocalEnergy, "write_gradient", broken)
     with pytest.raises(NonFiniteError, match="the gradient of the couplings became non-finite in row 2"):
         rule.step(energy, x, rate=1.0)
-    assert torch.equal(couplings.couplings, before)
+    after = (couplings.couplings, *rule.optimiser.state.values())
+    assert len(before) == len(after) == 2
+    for mine, theirs in zip(after, before, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

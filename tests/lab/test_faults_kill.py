@@ -5,53 +5,14 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from attractor.lab import checkpoints
-from tests.lab.faulty import moments
+from tests.lab.faulty import LONG, STEPS, moments
+from tests.lab.traces import lines, same, status
 
-WALL_CLOCK = {"time", "train_seconds"}  # what may differ between a run and the same run, interrupted
-STEPS = 10
-# rows are drawn, so that there is a generator whose state must come back
-LONG = (f"train.steps={STEPS}", "backend=eager", "rule.rows_per_step=12")
 SAVES = (4, 6, 8, 10)  # after the first one, before which there is nothing to go on from
-
-
-def status(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "status.json").read_text())
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in found]
-
-
-def same(folder: Path, whole: Path) -> None:
-    """Every metric, and every tensor and word of the last checkpoint, at zero tolerance."""
-    assert lines(folder) == lines(whole)
-    mine, theirs = (checkpoints.load(path / "checkpoints") for path in (folder, whole))
-    assert mine.step == theirs.step == STEPS
-    for group in ("weights", "optimiser", "generators"):
-        own, other = getattr(mine, group), getattr(theirs, group)
-        assert own.keys() == other.keys()
-        assert all(torch.equal(own[name], other[name]) for name in own)
-    assert torch.equal(mine.mean, theirs.mean)
-    for name in ("cursor", "data", "validation", "versions"):
-        assert getattr(mine, name) == getattr(theirs, name)
-    for name in vars(mine.position).keys() - WALL_CLOCK:
-        assert getattr(mine.position, name) == getattr(theirs.position, name)
-
-
-@pytest.fixture(scope="module")
-def whole(commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("faults") / "whole"
-    code, said = commands.run(*LONG, f"folder={folder}")
-    assert code == 0, said
-    return folder
 
 
 def test_killed_again_and_again_it_ends_as_it_would_have(commands, whole: Path, tmp_path: Path) -> None:
@@ -115,13 +76,14 @@ def test_a_second_signal_ends_at_once_and_harms_nothing(commands, whole: Path, t
     same(folder, whole)
 
 
-def test_a_pause_is_gone_on_with(commands, whole: Path, tmp_path: Path) -> None:
-    """train.stop_after, the step limit that may change: 3, then 7, then none, and no step is another one.
+def test_step_limit_tracking_figures_and_place_may_change(commands, whole: Path, tmp_path: Path) -> None:
+    """train.stop_after is 3, then 7, and the run is tracked and without figures; then it has moved. No step
+    is another one.
 
     The rate falls along train.steps all the while. A limit that is behind is refused (2).
     """
     folder = tmp_path / "run"
-    code, said = commands.run(*LONG, f"folder={folder}", "train.stop_after=3")
+    code, said = commands.run(*LONG, f"folder={folder}", "train.stop_after=3", "figures=true")
     assert code == 0, said
     assert "paused after step 3" in said
     assert status(folder)["status"] == "killed"
@@ -129,10 +91,16 @@ def test_a_pause_is_gone_on_with(commands, whole: Path, tmp_path: Path) -> None:
     code, said = commands.run(f"resume={folder}", "train.stop_after=3")
     assert code == 2
     assert "train.stop_after is 3, but the run has done 3 steps" in said
-    assert commands.run(f"resume={folder}", "train.stop_after=7")[0] == 0
+    logging = ("wandb=offline", "wandb.project=other", "wandb.wait_seconds=0.5", "figures=false")
+    code, said = commands.run(f"resume={folder}", "train.stop_after=7", *logging)
+    assert code == 0, said
+    assert (folder / "wandb" / "id").exists()
     assert lines(folder) == lines(whole)[:7]
-    assert commands.run(f"resume={folder}")[0] == 0
-    same(folder, whole)
+    moved = folder.rename(tmp_path / "moved")
+    code, said = commands.run(f"resume={moved}", "figures=false")
+    assert code == 0, said
+    assert not folder.exists()
+    same(moved, whole)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(commands, whole: Path, tmp_path: Path) -> None:
@@ -184,7 +152,7 @@ def test_two_runs_in_one_folder(commands, whole: Path, tmp_path: Path) -> None:
     first = commands.start(*LONG, f"folder={folder}", FAULT="hold:5:metrics", WHEN=str(tmp_path))
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "held").exists():
+        while not (tmp_path / "held-run").exists():
             assert Path(f"/proc/{first}").exists()
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -19,7 +19,8 @@ from attractor.lab.errors import (
     configuring,
     exit_code,
 )
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.physics import NonFiniteError
 
 
@@ -73,6 +74,60 @@ def test_of_two_jobs_that_race_one_is_refused(tmp_path: Path) -> None:
             pytest.fail("two jobs in one folder")
         assert contents(first.path) == before
     assert status(first)["status"] == "done"
+
+
+def test_a_status_is_whole_whenever_one_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the moment it is first written: empty, it would tell the others of a run that nobody has."""
+    folder = RunFolder(tmp_path / "run", "seed: 0\n")
+    written, seen = folder._status, []
+
+    def look(*given: Any, **more: Any) -> dict[str, Any]:
+        seen.append((tmp_path / "run" / "status.json").exists() and status(folder)["status"])
+        return written(*given, **more)
+
+    monkeypatch.setattr(folder, "_status", look)
+    with folder.job():
+        pass
+    assert seen == [False, "running", "running"]
+    assert not [path for path in folder.path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run starts there too, and of two one is still refused."""
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    first, second = (RunFolder(tmp_path / "run", f"seed: {seed}\n") for seed in (0, 1))
+    with (
+        first.job(),
+        pytest.raises(OutputError, match="already holds a run"),
+        second.job(),
+    ):
+        pytest.fail("two jobs in one folder")
+    assert status(first)["status"] == "done"
+
+
+def test_what_a_killed_start_has_left_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL before status.json has its name: the folder holds no run, and takes one."""
+
+    def killed(path: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "hardlink_to", killed)
+        patch.setattr(Path, "unlink", lambda path, missing_ok: None)  # what is killed tidies nothing
+        with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "run", "").job():
+            pytest.fail("it was killed before")
+    (left,) = (tmp_path / "run").iterdir()
+    assert left.name.endswith(".writing")
+    folder = RunFolder(tmp_path / "run", "")
+    with folder.job():
+        pass
+    assert status(folder)["status"] == "done"
 
 
 @pytest.mark.parametrize("name", ["lr=0.1", "a,b"])

@@ -210,7 +210,9 @@ def test_play_goes_from_the_corrupted_image_to_the_end(opened: Chrome) -> None:
 
 
 def test_the_chart_is_the_curve_and_moves_t(opened: Chrome, scenes: Scenes) -> None:
-    """The dot stands on this image's curve above its t; a press on the chart goes to the t below it."""
+    """The dot stands on this image's curve above its t, and all of the curve, the corrupted image's error
+    at t = 0 too, below the top of the axis; a press on the chart goes to the t below it.
+    """
     scene, *_ = scenes
     move(opened, 2)
     script = """
@@ -226,6 +228,7 @@ def test_the_chart_is_the_curve_and_moves_t(opened: Chrome, scenes: Scenes) -> N
     zero = opened.execute_script("return document.getElementById('chart').clientHeight - 36")
     ratio = (zero - heights) / np.array(scene["errors"][0])
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)  # heights are errors
+    assert heights.min() >= 18  # where the axis ends
     press = """
         const chart = document.getElementById("chart");
         const clientX = chart.getBoundingClientRect().left + arguments[0];

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from attractor.lab import checkpoints, load_run
-from attractor.lab.errors import CheckpointError, ConfigError, OutputError
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.errors import CheckpointError, ConfigError, OutputError, exit_code
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.resuming import continued
 from train import train
 
@@ -158,25 +159,61 @@ def test_metrics_after_the_checkpoint_are_dropped(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "changed"),
     [
-        (["seed=1"], r"cannot change seed \(0, now 1\)"),
-        (["rule.learning_rate=0.1", "seed=0"], r"cannot change rule\.learning_rate \(0\.03, now 0\.1\)$"),
-        (["train.steps=16"], r"train\.steps \(8, now 16\); the rate falls to 0 at the last step"),
-        (["data=digits"], r"cannot change data\.name \(synthetic, now digits\)"),
-        (["rule=hebb"], r"rule\.rate \(None, now 1\.0\)"),
-        (["model.patch=4", "eval.seed=1"], r"model\.patch \(2, now 4\), eval\.seed \(0, now 1\)"),
-        (["experiment=mnist"], r"data\.name .* train\.steps \(8, now 400\)"),
-        (["folder=elsewhere"], "cannot change folder"),
+        (["seed=1"], "seed (0, now 1)"),
+        (["model.patch=4"], "model.patch (2, now 4)"),  # the number of tokens, and their dimension
+        (["model.measure=gaussian"], "model.measure (sphere, now gaussian)"),
+        (["model.span=0.25"], "model.span (0.5, now 0.25)"),
+        (
+            ["model=local_attention"],
+            "model.name (bare_attention, now local_attention), model.radius (None, now 3)",
+        ),
+        (["data=digits"], "data.name (synthetic, now digits)"),
+        (["data=cifar10"], "data.name (synthetic, now cifar10)"),  # another image side, and more channels
+        (["data.train_images=100"], "data.train_images (None, now 100)"),
+        (["data.validation=32"], "data.validation (None, now 32)"),
+        (["rule.learning_rate=0.1", "seed=0"], "rule.learning_rate (0.03, now 0.1)"),
+        (["train.batch_size=8"], "train.batch_size (16, now 8)"),
+        (["eval.seed=1", "seed=2"], "eval.seed (0, now 1), seed (0, now 2)"),
+        (["folder=elsewhere"], "folder ({folder}, now elsewhere)"),
     ],
 )
 def test_another_run_is_not_gone_on_with(
-    interrupted: Path, make_raw, overrides: list[str], message: str
+    interrupted: Path, make_raw, overrides: list[str], changed: str
 ) -> None:
-    """ConfigError that names the fields: the folder would say one thing, and hold another."""
+    """ConfigError (2) with the fields that differ, and no others: the folder would say one thing, and hold
+    another.
+    """
     given = [f"resume={interrupted}", *overrides]
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as caught:
         continued(make_raw(*given), given)
+    said = f"resume={interrupted} goes on as it began, and cannot change "
+    assert str(caught.value) == said + changed.format(folder=interrupted)
+    assert exit_code(caught.value) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        (["train.steps=16"], "train.steps (8, now 16); the rate falls to 0 at the last step"),
+        (["rule=hebb"], "rule.rate (None, now 1.0)"),
+        (["rule=hebb"], "rule.learning_rate (0.03, now None)"),
+        (["experiment=mnist"], "data.name (synthetic, now mnist)"),
+        (["experiment=mnist"], "train.steps (8, now 400)"),
+    ],
+)
+def test_what_a_group_changes_is_said(
+    interrupted: Path, make_raw, overrides: list[str], changed: str
+) -> None:
+    """A rule or an experiment sets many fields at once; for the number of steps, what to do instead."""
+    given = [f"resume={interrupted}", *overrides]
+    with pytest.raises(ConfigError) as caught:
+        continued(make_raw(*given), given)
+    assert changed in str(caught.value)
+    assert ("train.stop_after=N ends this start" in str(caught.value)) == (
+        "train.steps" in str(caught.value)
+    )
 
 
 def test_what_does_not_change_the_run_may_change(interrupted: Path, make_raw) -> None:
@@ -216,6 +253,18 @@ def test_what_cannot_go_on_is_said(
     (copy / "status.json").write_text('{"status": "running"}')  # as SIGKILL leaves it
     shutil.rmtree(copy / "checkpoints")
     refused(copy, CheckpointError, "does not hold a checkpoint; there: none")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"status": "runn'])
+def test_a_run_whose_status_is_damaged_goes_on(content: str, copy: Path, make_raw) -> None:
+    """It was interrupted, whatever status.json says no more; its checkpoints say where."""
+    (copy / "status.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"holds no finished run: its status is damaged"):
+        load_run(copy)
+    assert continued(make_raw(f"resume={copy}"), [f"resume={copy}"])[1] == copy
+    (copy / "status.json").unlink()
+    with pytest.raises(ConfigError, match=r"no status\.json"):
+        continued(make_raw(f"resume={copy}"), [f"resume={copy}"])
 
 
 def test_other_images_are_refused(copy: Path, resume: Callable[..., Path]) -> None:

@@ -1,6 +1,5 @@
-"""Sweeps: what is run, what is skipped, what goes on, and what is said of jobs that fail."""
+"""Sweeps: what is refused, what is run, and what it is measured by."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -16,31 +15,17 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from attractor.lab import build, checkpoints, jobs
+from attractor.lab import build
 from attractor.lab.config import Objective
 from attractor.lab.errors import ConfigError, OutputError
 from attractor.lab.folder import RunFolder
 from attractor.lab.locks import take
 from attractor.lab.objective import measured
 from attractor.lab.sweep import SweepCallback
-from attractor.lab.sweep_job import run_job
 from evaluate import compare
+from tests.lab.traces import status
 
 ROOT = Path(__file__).parents[2]
-# two of the six fail: with this decay the weights grow by 1e10 in each step
-SIX = ("rule=energy_descent", "seed=0,1", "rule.decay=0.1,0.2,1e10")
-# train.py in a process that ends itself, as kill -9 does, after a checkpoint of job 3
-KILLED = """
-import os, runpy, signal
-from attractor.lab import checkpoints
-save = checkpoints.save
-def save_and_end(folder, checkpoint, *given):
-    save(folder, checkpoint, *given)
-    if (folder.parent.name, checkpoint.step) == ("3", 2):
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoints.save = save_and_end
-runpy.run_path("train.py", run_name="__main__")
-"""
 
 
 def command(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -55,101 +40,6 @@ def command(*words: str) -> "subprocess.CompletedProcess[str]":
         check=False,
         timeout=240,
     )
-
-
-def status(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "status.json").read_text())
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def six(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory):
-    """A sweep of six jobs, killed in the fourth and started again: its folder, before and after."""
-    sweep = tmp_path_factory.mktemp("sweeps") / "six"
-    given = ("-m", *tiny, *SIX, f"hydra.sweep.dir={sweep}")
-    killed = command("-c", KILLED, *given)
-    assert killed.returncode == -9, killed.stderr
-    before = contents(sweep)
-    return sweep, before, command("train.py", *given)
-
-
-def test_a_killed_sweep_is_finished_by_the_same_command(six, train_run, tmp_path: Path) -> None:
-    """Four jobs are done and two have failed; what was done is not touched, what was not is gone on with.
-
-    Without it a night's sweep is lost with its last job, or silently holds jobs that were run twice.
-    """
-    sweep, before, again = six
-    assert again.returncode == 1, again.stderr
-    ends = {name: status(sweep / name)["status"] for name in "012345"}
-    assert ends == {"0": "done", "1": "done", "2": "failed", "3": "done", "4": "done", "5": "failed"}
-    after = contents(sweep)
-    for name in "01":
-        kept = {path: content for path, content in before.items() if (sweep / name) in path.parents}
-        assert len(kept) > 5
-        assert {path: after[path] for path in kept} == kept
-    assert "job 0 is done already: val 0." in again.stdout
-    # the fourth job goes on from its checkpoint, and ends bit for bit where it would have
-    assert "going on from step 2" in (sweep / "3" / "train.log").read_text()
-    steps = [json.loads(line)["step"] for line in (sweep / "3" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4, 5, 6]
-    straight = train_run(tmp_path / "run", "rule=energy_descent", "seed=1", "rule.decay=0.1").path
-    ended, expected = (checkpoints.load(path / "checkpoints") for path in (sweep / "3", straight))
-    assert torch.equal(ended.weights["couplings"], expected.weights["couplings"])
-
-
-def test_a_failed_job_keeps_its_traceback_and_is_summed_up(six) -> None:
-    """Error in status.json, traceback in train.log, and at the end values, error and folder of each.
-
-    Hydra alone shows the traceback of the first failed job, at the very end, and of the others nothing.
-    """
-    sweep, _, again = six
-    for name in "25":
-        assert status(sweep / name)["error"].startswith("NonFiniteError: at step ")
-        assert "Traceback" in (sweep / name / "train.log").read_text()
-    assert f"sweep {sweep}: 6 jobs: 4 done, 2 failed" in again.stdout
-    assert f"failed: {sweep / '2'}  rule.decay=1e+10 seed=0\n      NonFiniteError: at step" in again.stdout
-    assert "error: job 5 failed: NonFiniteError: at step" in again.stderr
-    # what the first attempt of a job had left is set aside, not lost; a job that had not begun has none
-    assert "Traceback" in (sweep / "earlier" / "2-1" / "train.log").read_text()
-    assert [path.name for path in (sweep / "earlier").iterdir()] == ["2-1"]
-
-
-def test_collect_gives_the_table_of_the_killed_sweep(six) -> None:
-    """Swept fields as columns, means of the four that are done, the two that failed counted and listed."""
-    sweep, _, _ = six
-    done = command("-m", "attractor.lab.collect", str(sweep), "--no-figures")
-    assert done.returncode == 0, done.stderr
-    heads, *rows = [line.split(",") for line in (sweep / "table.csv").read_text().splitlines()]
-    assert heads[:4] == ["rule.decay", "n", "failed", "unfinished"]
-    assert sorted(row[:4] for row in rows) == [
-        ["0.1", "2", "0", "0"],
-        ["0.2", "2", "0", "0"],
-        ["1e+10", "0", "2", "0"],
-    ]
-    scores = [
-        json.loads((sweep / name / "results.json").read_text())["validation"]["score"] for name in "03"
-    ]
-    mean = next(float(row[4]) for row in rows if row[0] == "0.1")
-    assert heads[4] == "val"
-    assert mean == pytest.approx(sum(scores) / 2, rel=1e-12)
-    assert f"failed: {sweep / '5'}  rule.decay=1e+10 seed=1" in done.stdout
-
-
-def test_another_sweep_is_refused_in_the_same_folder(six, tiny: tuple[str, ...]) -> None:
-    """Exit code 2, the fields that differ, before anything is run; the folder stays as it is.
-
-    Otherwise results of two experiments lie in one folder, and the table averages over them.
-    """
-    sweep, _, _ = six
-    before = contents(sweep)
-    done = command("train.py", "-m", *tiny, *SIX, "train.batch_size=8", f"hydra.sweep.dir={sweep}")
-    assert done.returncode == 2
-    assert f"error: {sweep / '0'} holds a job of another configuration; nothing was changed" in done.stderr
-    assert "  train.batch_size: 16 there, 8 now" in done.stderr
-    assert contents(sweep) == before
 
 
 def test_a_sweep_without_multirun_is_refused(tmp_path: Path) -> None:
@@ -181,114 +71,6 @@ def test_jobs_run_side_by_side(tiny: tuple[str, ...], tmp_path: Path) -> None:
     assert "patch size 3" in (tmp_path / "1" / "train.log").read_text()
     assert first["pid"] != second["pid"]
     assert "2 jobs: 1 done, 1 failed" in done.stdout
-
-
-# --- one job, and what its folder holds
-
-
-@pytest.fixture
-def attempt(make_raw, tiny: tuple[str, ...], tmp_path: Path) -> Callable[..., tuple[float, list[Any]]]:
-    """A function that gives `run_job` a job 0; what it returns, and `resume` of each start."""
-
-    def run(*overrides: str, start: Callable[[], float] = lambda: 0.5) -> tuple[float, list[Any]]:
-        raw = make_raw(*tiny, *overrides)
-        starts: list[Any] = []
-
-        def begin() -> float:
-            starts.append(raw.resume)
-            return start()
-
-        return run_job(raw, tmp_path / "0", tmp_path, begin), starts
-
-    return run
-
-
-@pytest.fixture
-def leave(make_raw, tiny: tuple[str, ...], tmp_path: Path) -> Callable[..., Path]:
-    """A function that leaves a job 0 with a status, as a process that is gone has left it."""
-
-    def write(state: str, *overrides: str, results: dict[str, Any] | None = None) -> Path:
-        path = tmp_path / "0"
-        path.mkdir()
-        raw = make_raw(*tiny, *overrides)
-        (path / "config.yaml").write_text(OmegaConf.to_yaml(raw, resolve=True))
-        (path / "status.json").write_text(json.dumps({"status": state}))
-        (path / "train.log").touch()
-        if results is not None:
-            (path / "results.json").write_text(json.dumps(results))
-        return path
-
-    return write
-
-
-def fail() -> float:
-    raise ZeroDivisionError("by a test")
-
-
-@pytest.mark.parametrize(("objective", "worst"), [("val", float("inf")), ("log_pl", float("-inf"))])
-def test_a_job_that_fails_never_counts_as_the_best(
-    attempt, tmp_path: Path, objective: str, worst: float
-) -> None:
-    """A sweeper is told the worst there is, in the direction of the objective, of errors and of NaN.
-
-    Even where the job fails before it has a folder its traceback is kept, and its error.
-    """
-    assert attempt(f"objective={objective}", start=fail)[0] == worst
-    assert status(tmp_path / "0")["error"] == "ZeroDivisionError: by a test"
-    assert "raise ZeroDivisionError" in (tmp_path / "0" / "train.log").read_text()
-    assert attempt(f"objective={objective}", start=lambda: float("nan"))[0] == worst
-
-
-def test_a_job_that_is_done_is_skipped(attempt, leave) -> None:
-    """Its objective is read from its results; fields that say where it is computed may differ."""
-    leave("done", "threads=2", results={"validation": {"score": 0.25}})
-    assert attempt("on_error=stop") == (0.25, [])
-
-
-def test_a_job_that_is_done_but_lost_its_results_is_run_again(attempt, leave, tmp_path: Path) -> None:
-    """A results file that is cut off must not be taken for a result."""
-    path = leave("done")
-    (path / "results.json").write_text('{"validation": {"sco')
-    assert attempt() == (0.5, [None])
-    assert (tmp_path / "earlier" / "0-1" / "results.json").exists()
-
-
-@pytest.mark.parametrize("state", ["running", "killed"])
-def test_an_interrupted_job_goes_on_from_its_checkpoint(attempt, leave, state: str) -> None:
-    """`resume` is set to its folder; without a checkpoint it begins again, and nothing is lost."""
-    path = leave(state)
-    (path / "checkpoints" / "step-2").mkdir(parents=True)
-    assert attempt() == (0.5, [str(path)])
-    (path / "checkpoints" / "step-2").rmdir()
-    assert attempt() == (0.5, [None])
-    assert (path.parent / "earlier" / "0-1" / "status.json").exists()
-
-
-def test_a_job_that_another_process_runs_is_left_alone(attempt, leave, capsys) -> None:
-    """It is an error of this attempt; the status of the run that goes on stays its own."""
-    path = leave("running")
-    before = contents(path)
-    with (path / "train.log").open("a") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        assert jobs.read(path).state == jobs.RUNNING
-        assert attempt() == (float("inf"), [])
-    assert "still going on in another process" in capsys.readouterr().err
-    assert contents(path) == before
-    assert jobs.read(path).state == jobs.INTERRUPTED
-
-
-@pytest.mark.parametrize("state", ["done", "failed", "killed"])
-def test_a_folder_with_another_job_ends_the_sweep(attempt, leave, state: str, capsys) -> None:
-    """Exit code 2 also where a sweeper decides on its jobs as it goes, so that none is looked at before."""
-    path = leave(state, "rule=hebb", "model.span=0.25")
-    before = contents(path)
-    with pytest.raises(SystemExit) as end:
-        attempt()
-    assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert "  rule: hebb there, pseudo_likelihood now\n" in said
-    assert "  model.span: 0.25 there, 0.5 now\n" in said
-    assert contents(path) == before
 
 
 # --- before a sweep

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from attractor.lab import tracking
+from attractor.lab import channel, tracking
 from attractor.lab.config import WandbConfig, WandbMode
-from attractor.lab.folder import MetricsFile, RunFolder
+from attractor.lab.folder import RunFolder
+from attractor.lab.metrics import MetricsFile
 from attractor.lab.provenance import commit
 from attractor.lab.resuming import continued
 from attractor.lab.tracking import Tracker
@@ -86,7 +87,7 @@ def test_disabled_never_starts_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every call is a no-op, in a folder that is not even there: no process, warning, file, command."""
-    monkeypatch.setattr(tracking.subprocess, "Popen", lambda *given, **more: pytest.fail("it started"))
+    monkeypatch.setattr(channel.subprocess, "Popen", lambda *given, **more: pytest.fail("it started"))
     settings: dict[str, Any] = {"name": "a", "job_type": "train", "settings": {}}
     config = WandbConfig(mode=WandbMode.disabled)
     with Tracker(config, folder=tmp_path / "none", **settings) as disabled:
@@ -354,7 +355,7 @@ def test_a_witness_that_cannot_start_is_one_warning(
         raise OSError("no more processes")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking.subprocess, "Popen", refuse)
+        patch.setattr(channel.subprocess, "Popen", refuse)
         with tracker("offline", tmp_path / "first") as none:
             none.log(1, {"train/rate": 0.1})
     assert "no more processes" in only(warnings_of(caplog))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -60,75 +61,69 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
-def tracked(train_run, folder: Path, untracked: Path, caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
-    """Run online; what it printed, and its one warning. Every number is that of the untracked run."""
-    run = train_run(folder, "wandb=online", f"wandb.wait_seconds={WAIT}")
-    assert couplings(folder) == couplings(untracked)
-    assert measured(folder) == measured(untracked)
-    assert json.loads((folder / "status.json").read_text())["status"] == "done"
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    return run.output, warning
+@pytest.fixture
+def tracked(
+    train_run,
+    untracked: Path,
+    waited: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> Callable[..., tuple[str, str]]:
+    """A function that runs online, with a server if one is given; what that printed, and its one warning.
+
+    Every number is that of the untracked run, the wait is bounded, and nobody but the server is contacted:
+    neither wandb's own, nor one that collects errors.
+    """
+
+    def run(server: Server | None = None) -> tuple[str, str]:
+        for name, value in (server.environment if server else {}).items():
+            monkeypatch.setenv(name, value)
+        with server.running() if server else nullcontext():
+            done = train_run(tmp_path / "run", "wandb=online", f"wandb.wait_seconds={WAIT}")
+        assert couplings(done.path) == couplings(untracked)
+        assert measured(done.path) == measured(untracked)
+        assert json.loads((done.path / "status.json").read_text())["status"] == "done"
+        assert sum(waited) < WAIT + 3
+        if server:
+            assert server.requests
+            assert not server.elsewhere
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        return done.output, warning
+
+    return run
 
 
 @pytest.mark.parametrize("behaviour", ["hangs", "fails"])
 def test_a_server_that_cannot_be_reached(
-    behaviour: str,
-    train_run,
-    untracked: Path,
-    waited: list[float],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    behaviour: str, tracked: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
     """The run is tracked offline instead, loses nothing but the wait that was allowed, and says so once.
 
-    Without the bound, a cluster job that trains for an hour would wait for days. Nothing but the given
-    server is contacted: neither wandb's own, nor one that collects errors.
+    Without the bound, a cluster job that trains for an hour would wait for days.
     """
-    server = Server(behaviour)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    with server.running():
-        said, warning = tracked(train_run, tmp_path / "run", untracked, caplog)
-    assert sum(waited) < WAIT + 3
+    said, warning = tracked(Server(behaviour))
     assert "cannot reach its server" in warning
     (record,) = (tmp_path / "run" / "wandb").glob("*run-*")
     assert record.name.startswith("offline-run-")
     assert f"upload with: uv run wandb sync {record}" in said
-    assert server.requests
-    assert not server.elsewhere
 
 
-@pytest.mark.parametrize("behaviour", ["hangs", "dies"])
+@pytest.mark.parametrize("behaviour", ["hangs", "dies", "fails"])
 def test_a_server_that_is_lost_in_the_middle(
-    behaviour: str,
-    train_run,
-    untracked: Path,
-    waited: list[float],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    behaviour: str, tracked: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
-    """It answers until it knows the run, then never again: everything is on disk, with the command."""
+    """It answers until it knows the run, then never, or with 500: all is on disk, with the command."""
     server = Server(afterwards=behaviour)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    with server.running():
-        said, _ = tracked(train_run, tmp_path / "run", untracked, caplog)
-    assert sum(waited) < WAIT + 3
+    said, _ = tracked(server)
     assert server.runs  # it was reached
+    assert not server.history  # and has heard nothing of the training
     (record,) = (tmp_path / "run" / "wandb").glob("run-*")
     assert f"not all of it was uploaded; upload with: uv run wandb sync --include-online {record}" in said
-    assert not server.elsewhere
 
 
 def test_a_witness_that_is_killed(
-    train_run,
-    untracked: Path,
-    waited: list[float],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tracked: Callable[..., tuple[str, str]], waited: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory, say: the run does not even wait."""
     enter = Tracker.__enter__
@@ -141,7 +136,7 @@ def test_a_witness_that_is_killed(
         return tracker
 
     monkeypatch.setattr(Tracker, "__enter__", enter_and_kill)
-    _, warning = tracked(train_run, tmp_path / "run", untracked, caplog)
+    _, warning = tracked()
     assert warning == "wandb did not finish: its process has ended; the run is complete without it"
     assert sum(waited) < WAIT / 2
 

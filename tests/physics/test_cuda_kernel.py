@@ -330,7 +330,7 @@ def test_in_a_process_of_its_own(mode: str) -> None:
     environment |= {"ATTRACTOR_CUDA_CHECKS": mode}
     if mode == "interpreter":
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-o", f"python_functions={prefix}*", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-o", f"python_functions={prefix}*", __file__]
     done = subprocess.run(
         command,
         cwd=Path(__file__).parents[2],

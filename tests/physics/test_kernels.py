@@ -210,7 +210,7 @@ def test_an_image_does_not_see_its_neighbours() -> None:
 
 @pytest.mark.parametrize("bad_image", [3, 100, 140])
 @pytest.mark.parametrize("contrast", [True, False])
-@pytest.mark.parametrize("measure", [Sphere(8), Circles(3)], ids=repr)
+@pytest.mark.parametrize("measure", [Sphere(8), Circles(3)], ids=lambda measure: type(measure).__name__)
 @pytest.mark.parametrize("backend", [Backend.reference, Backend.eager, Backend.cpu])
 def test_the_objective_tells_of_a_gradient_that_is_not_finite(
     backend: Backend, measure: Measure, contrast: bool, bad_image: int

@@ -49,8 +49,8 @@
   const across = (t) => margin.left + place(t) * ($("chart").clientWidth - margin.left - margin.right);
   const chart = () => {
     const svg = $("chart");
-    const add = (tag, attributes, text, parent = svg) => {
-      const node = parent.appendChild(document.createElementNS("http://www.w3.org/2000/svg", tag));
+    const add = (tag, attributes, text) => {
+      const node = svg.appendChild(document.createElementNS("http://www.w3.org/2000/svg", tag));
       for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
       if (text !== undefined) node.textContent = text;
       return node;
@@ -58,8 +58,7 @@
     const [width, height] = [svg.clientWidth, svg.clientHeight];
     const [right, bottom] = [width - margin.right, height - margin.bottom];
     const errors = scene.errors[example];
-    // the corrupted image, at t = 0, may be far off: its line comes from above
-    const top = 1.15 * Math.max(...errors.slice(1), ...scene.mean.slice(1), 1e-6);
+    const top = 1.05 * Math.max(...errors, ...scene.mean, 1e-6);
     const down = (error) => bottom - (error / top) * (bottom - margin.top);
     const line = (values) => values.map((error, i) => `${across(times[i])},${down(error)}`).join(" ");
     svg.replaceChildren();
@@ -82,11 +81,9 @@
     const chosen = across(scene.chosen);
     add("line", { class: "chosen", x1: chosen, x2: chosen, y1: bottom, y2: margin.top });
     add("line", { class: "cursor", x1: across(times[frame]), x2: across(times[frame]), y1: bottom, y2: margin.top });
-    const inside = { x: margin.left, y: margin.top, width: right - margin.left + 6, height: bottom - margin.top };
-    const lines = add("svg", { ...inside, viewBox: Object.values(inside).join(" ") });
-    add("polyline", { class: "mean", points: line(scene.mean) }, undefined, lines);
-    add("polyline", { class: "one", points: line(errors) }, undefined, lines);
-    add("circle", { cx: across(times[frame]), cy: Math.max(down(errors[frame]), margin.top), r: 4.5 });
+    add("polyline", { class: "mean", points: line(scene.mean) });
+    add("polyline", { class: "one", points: line(errors) });
+    add("circle", { cx: across(times[frame]), cy: down(errors[frame]), r: 4.5 });
   };
 
   const stop = () => {

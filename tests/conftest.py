@@ -1,0 +1,28 @@
+"""What every test needs before torch is imported, and the order in which two workers take the files."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in what tests start
+
+import pytest
+
+# A worker takes a file when it is free: a long file that is taken last would leave the other one idle.
+LONG = [
+    "test_readme.py",
+    "test_sweeps.py",
+    "test_tracking_faults.py",
+    "test_faults_kill.py",
+    "test_distributed.py",
+    "test_resuming.py",
+    "test_cuda_kernel.py",
+    "test_page_browser.py",
+    "test_commands.py",
+    "test_tracking.py",
+    "test_runs.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, the others in the order in which they were found."""
+    place = {name: index for index, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
