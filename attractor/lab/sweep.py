@@ -36,17 +36,23 @@ _BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 
 def refuse_without_multirun(hydra: Any) -> None:
-    """ConfigError if a sweep or a launcher was chosen for a single run, which would leave it out."""
-    chosen = [group for group in ("sweep", "launcher") if hydra.runtime.choices.get(group)]
+    """ConfigError if a sweep or a launcher was chosen for a single run, which would leave it out.
+
+    An experiment that is a sweep may be one run: that of which all its swept fields are given.
+    """
+    task = list(hydra.overrides.task)
+    given = {override.partition("=")[0].lstrip("+") for override in task}
+    groups = [group for group in ("sweep", "launcher") if hydra.runtime.choices.get(group)]
+    chosen = [f"{group}={hydra.runtime.choices[group]}" for group in groups]
+    swept = [name for name in (hydra.sweeper.get("params") or {}) if name not in given]
+    if swept and not chosen:
+        chosen = [f"experiment={hydra.runtime.choices.get('experiment')}, a sweep over {', '.join(swept)},"]
     if chosen:
-        given = [
-            override
-            for override in (*hydra.overrides.task, *hydra.overrides.hydra)
-            if not override.startswith("hydra.mode=")  # which Hydra puts there itself
-        ]
+        # hydra.mode is what Hydra puts there itself
+        again = [word for word in (*task, *hydra.overrides.hydra) if not word.startswith("hydra.mode=")]
         raise ConfigError(
-            f"{chosen[0]}={hydra.runtime.choices[chosen[0]]} needs -m, without which it would be one run: "
-            f"uv run train.py -m {shlex.join(given)}"
+            f"{chosen[0]} needs -m, without which it would be one run: "
+            f"uv run train.py -m {shlex.join(again)}"
         )
 
 
