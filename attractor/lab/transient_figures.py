@@ -14,6 +14,7 @@ from attractor.lab.transient_tables import ATTRACTORS, TRANSIENT, Get, Row, rows
 
 _COLOURS = {"training": MODEL_COLOURS[0], "test": MODEL_COLOURS[1]}
 _LINES = {"training": "-", "test": "--"}
+_LONG = 30  # lifetimes beyond it have a logarithmic axis
 _QUANTITIES = {
     "overlap": "overlap",
     "centred": "centred overlap",
@@ -77,42 +78,48 @@ def _curves(found: list[Row]) -> Figure:
 
 
 def _against_count(found: list[Row], results: dict[str, Any]) -> Figure:
-    """Four panels against P, with error bars over seeds."""
-    figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
-    ((error, overlap), (life, end)) = figure.subplots(2, 2)
-    steps = results["asked"]["steps"]
+    """Six panels against P, with error bars over seeds."""
+    figure = Figure(figsize=(PAGE, 4.2), layout="constrained")
+    panels = figure.subplots(2, 3)
+    (error, overlap, life), (original, distinct, near) = panels
+    steps, starts = results["asked"]["steps"], results["asked"]["images"]
     _points(error, found, TRANSIENT["of the mean's"])
     error.axhline(1, color="0.45", linestyle=":", zorder=0)
-    error.set_ylabel("lowest error / that of the mean image")
+    error.set_title("lowest error / that of the mean image")
     error.set_ylim(0, 1.1)
-    _points(overlap, found, TRANSIENT["centred at best"], label="{}, at its best $t$")
-    _points(overlap, found, TRANSIENT["centred at T"], label=f"{{}}, at $t = {steps}$", faint=True)
+    _points(overlap, found, TRANSIENT["centred at best"])
+    _points(overlap, found, TRANSIENT["centred at T"], faint=f"at $t = {steps}$")
     overlap.axhline(0, color="0.45", linestyle=":", zorder=0)
-    overlap.set_ylabel("centred overlap with the original")
+    overlap.set_title("centred overlap at the best $t$")
+    overlap.set_ylim(-0.05, 1)
     _points(life, found, TRANSIENT["lifetime"])
-    life.set_ylabel("lifetime (iterations)")
-    life.set_yscale("log")
-    starts = results["asked"]["images"]
-    _points(end, found, ATTRACTORS["original is nearest"], label="the original is nearest, {}")
-    _points(
-        end,
-        found,
-        lambda entry: ATTRACTORS["distinct"](entry) / starts,
-        label="distinct, {}",
-        faint=True,
-    )
-    end.set_ylabel(f"share of {starts} starts, $t = {steps}$")
-    end.set_ylim(-0.03, 1.05)
-    for axes in (error, overlap, life, end):
+    life.set_title("lifetime (iterations)")
+    longest = max(row.mean(TRANSIENT["lifetime"]) for row in found)
+    if longest > _LONG:
+        life.set_yscale("log")
+    else:
+        life.set_ylim(0, 1.3 * longest)
+    _points(original, found, ATTRACTORS["original is nearest"])
+    original.set_title(f"original nearest of all at $t = {steps}$")
+    original.set_ylim(-0.05, 1.05)
+    _points(distinct, found, lambda entry: ATTRACTORS["distinct"](entry) / starts)
+    distinct.set_title(f"distinct attractors / {starts} starts")
+    distinct.set_ylim(0, 1.05)
+    _points(near, found, ATTRACTORS["nearest"])
+    _points(near, found, ATTRACTORS["original's other"], faint="of the original")
+    near.set_title("overlap with nearest training image")
+    for axes in panels.flat:
         axes.set_xscale("log")
         axes.set_xlabel("training images $P$")
-        axes.legend(frameon=False)
+    for axes in (overlap, near):
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[2:3], labels[2:3], frameon=False, loc="lower right")
+    figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _points(
-    axes: Axes, found: list[Row], get: Get, *, label: str = "{} images", faint: bool = False
-) -> None:
+def _points(axes: Axes, found: list[Row], get: Get, *, faint: str = "") -> None:
+    """A line for each set of images; `faint` is what a second pair of lines in the same axes is."""
     for images, colour in _COLOURS.items():
         chosen = [row for row in found if row.images == images]
         axes.errorbar(
@@ -120,13 +127,13 @@ def _points(
             [row.mean(get) for row in chosen],
             yerr=np.nan_to_num([row.deviation(get) for row in chosen]),
             color=colour,
-            alpha=0.6 if faint else 1,
+            alpha=0.5 if faint else 1,
             linestyle=_LINES[images],
             marker="s" if faint else "o",
             markersize=3.5,
             markerfacecolor="white" if faint else None,
             capsize=2,
-            label=label.format(images),
+            label=faint or f"{images} images",
         )
 
 

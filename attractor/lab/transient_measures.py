@@ -93,22 +93,19 @@ def _curves(course: Course) -> dict[str, Any]:
 
 
 def _lifetimes(course: Course) -> dict[str, Any]:
+    """Of the mean error over images, and of each image; what the states are at the best t of the mean."""
     of_mean = courses.lifetime(course.error.mean(0))
     each = [courses.lifetime(error) for error in course.error]
     lengths = torch.tensor([life.iterations for life in each]).double()
-    quartiles = lengths.quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
-    at_best = {
-        name: float(getattr(course, name)[:, of_mean.best].mean()) for name in ("overlap", "centred")
+    entry: dict[str, Any] = asdict(of_mean) | {"iterations": of_mean.iterations}
+    for name in ("overlap", "centred", "error"):
+        at_best = getattr(course, name)[:, of_mean.best]
+        entry |= {name: float(at_best.mean()), f"{name}_std": float(at_best.std(correction=0))}
+    entry["images"] = {
+        "quartiles": lengths.quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist(),
+        "censored": sum(life.censored for life in each) / len(each),
     }
-    return (
-        asdict(of_mean)
-        | at_best
-        | {
-            "iterations": of_mean.iterations,
-            "censored": of_mean.censored,
-            "images": {"quartiles": quartiles, "censored": sum(life.censored for life in each) / len(each)},
-        }
-    )
+    return entry
 
 
 def _pictures(

@@ -73,8 +73,44 @@ def rows(results: dict[str, Any]) -> list[Row]:
     return [Row(count, images, found[count]) for count in sorted(found) for images in ("training", "test")]
 
 
+# What training images have more of than test images: mean of an entry, and its deviation over images
+GAPS: dict[str, Callable[[dict[str, Any]], tuple[float, float]]] = {
+    "error, of the mean's": lambda entry: (
+        entry["lifetime"]["error"] / entry["baseline"]["error"],
+        entry["lifetime"]["error_std"] / entry["baseline"]["error"],
+    ),
+    "centred overlap at best": lambda entry: (
+        entry["lifetime"]["centred"],
+        entry["lifetime"]["centred_std"],
+    ),
+    "at T": lambda entry: (entry["centred"]["mean"][-1], entry["centred"]["std"][-1]),
+    "original is nearest": lambda entry: (
+        entry["attractors"]["original_is_nearest"],
+        math.sqrt(
+            entry["attractors"]["original_is_nearest"] * (1 - entry["attractors"]["original_is_nearest"])
+        ),
+    ),
+}
+
+
+def gap(
+    training: Row, test: Row, get: Callable[[dict[str, Any]], tuple[float, float]]
+) -> tuple[float, float]:
+    """Training minus test images, and its standard error over images, those of one seed.
+
+    Seeds see the same images, so that more of them do not make it smaller. Corruptions of one image count
+    as one image.
+    """
+    difference, variance = [], []
+    for one, other in zip(training.entries, test.entries, strict=True):
+        (mean, std), (mean_other, std_other) = get(one), get(other)
+        difference.append(mean - mean_other)
+        variance.append(std**2 / one["images"] + std_other**2 / other["images"])
+    return statistics.fmean(difference), math.sqrt(statistics.fmean(variance))
+
+
 def printed(results: dict[str, Any]) -> str:
-    """Both tables, and how the states moved."""
+    """How the states moved; the transient, the attractors, and what training images have more of."""
     asked = results["asked"]
     found = rows(results)
     starts, steps = asked["images"], asked["steps"]
@@ -86,7 +122,10 @@ def printed(results: dict[str, Any]) -> str:
         dynamics = dict.fromkeys(_described(job) for job in row.jobs)
         lines.append(f"  P = {row.count}: " + "; or ".join(dynamics))
     for title, columns in (
-        ("the transient; lifetime: iterations without a gap within 10 % of the best error", TRANSIENT),
+        (
+            "the transient; lifetime, of each seed: iterations without a gap within 10 % of the best error",
+            TRANSIENT,
+        ),
         (f"the states at t = {steps}, the attractors", ATTRACTORS),
     ):
         body = [
@@ -99,6 +138,13 @@ def printed(results: dict[str, Any]) -> str:
             for row in found
         ]
         lines += ["", title, *_aligned([["P", "images", "n", *columns], *body])]
+    body = [
+        [f"{training.count:,}"]
+        + ["{:+.3f} ± {:.3f}".format(*gap(training, test, get)) for get in GAPS.values()]
+        for training, test in zip(found[::2], found[1::2], strict=True)
+    ]
+    lines += ["", "memorisation: training minus test images, ± standard error over images"]
+    lines += _aligned([["P", *GAPS], *body])
     return "\n".join(lines)
 
 
@@ -124,12 +170,14 @@ def write(results: dict[str, Any], folder: Path) -> Path:
 
 
 def _cell(row: Row, name: str, get: Get) -> str:
+    if name == "lifetime":  # a mean of what is only known to be longer is none
+        lives = [entry["lifetime"] for entry in row.entries]
+        return ", ".join(">= " * life["censored"] + str(life["iterations"]) for life in lives)
     mean, deviation = row.mean(get), row.deviation(get)
     digits = 0 if name in COUNTS else 4 if "error" in name else 3
     if digits == 0 and len(row.jobs) > 1:
         digits = 1
-    text = f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
-    return f">= {text}" if name == "lifetime" and row.censored else text
+    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

@@ -106,7 +106,7 @@ def _run(given: argparse.Namespace) -> list[Path]:
     path = folder / "results.json"
     asked = {name: getattr(given, name) for name in ("task", "images", "steps", "same", "couplings")}
     results: dict[str, Any] = {"schema": SCHEMA, "data": splits.name, "asked": asked, "jobs": {}}
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    earlier = _earlier(path, like=results)
     with tqdm(total=len(runs) * 2 * given.steps, desc="iterating", unit="it", dynamic_ncols=True) as bar:
         for run, retrieval in zip(runs, retrievals, strict=True):
             name, step = run.folder.name, run.step
@@ -115,7 +115,7 @@ def _run(given: argparse.Namespace) -> list[Path]:
                 checkpoints.fill(run.network.weights, newest, run.folder)
                 step = newest.step
             key = {"step": step, "train_images": run.config.data.train_images, "seed": run.config.seed}
-            known = earlier.get("jobs", {}).get(name, {}) if earlier.get("asked") == asked else {}
+            known = earlier.get(name, {})
             if known.get("key") == key and known.get("retrieval") == retrieval.to_json():
                 results["jobs"][name] = known
             else:
@@ -141,6 +141,16 @@ def _run(given: argparse.Namespace) -> list[Path]:
     print(printed(results))
     written = [path, write(results, folder)]
     return written if given.no_figures else written + draw(results, folder)
+
+
+def _earlier(path: Path, *, like: dict[str, Any]) -> dict[str, Any]:
+    """The jobs of a results.json that asked the same; none if it is another or cannot be read."""
+    try:
+        found = json.loads(path.read_text())
+        jobs_of: dict[str, Any] = found.pop("jobs")
+    except (OSError, ValueError, KeyError):
+        return {}
+    return jobs_of if found == {name: value for name, value in like.items() if name != "jobs"} else {}
 
 
 def _save(path: Path, results: dict[str, Any]) -> None:

@@ -23,11 +23,11 @@ from PIL import Image
 from attractor.images import ImageSplits, pixel_mean, synthetic
 from attractor.lab.build import build_network
 from attractor.lab.config import (
+    AttractorConfig,
     CompareConfig,
     Config,
     CouplingsName,
     MeasureName,
-    ModelConfig,
     register,
     typed,
 )
@@ -223,7 +223,7 @@ def make_network(splits: ImageSplits) -> Callable[..., AttractorNetwork]:
     """A function that builds a network for `splits`; random couplings if their `scale` is given."""
 
     def make(*, scale: float = 0.0, measure: str = "sphere", seed: int = 0) -> AttractorNetwork:
-        config = ModelConfig(
+        config = AttractorConfig(
             name="bare_attention", couplings=CouplingsName.pairwise, measure=MeasureName(measure)
         )
         network = build_network(config, pixel_mean(splits.train), seed=0)

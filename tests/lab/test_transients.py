@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from attractor.lab.courses import Lifetime
 from attractor.lab.evaluation import evaluate, overlaps
 from attractor.lab.network import AttractorNetwork, Recall, Retrieval
 from attractor.lab.transient_measures import recorded
+from attractor.lab.transient_tables import Row, gap
 
 MakeNetwork = Callable[..., AttractorNetwork]
 
@@ -128,6 +130,24 @@ def test_recorded_times() -> None:
     assert times[-1] == 1000
     assert 130 < len(times) < 150
     assert recorded(1234)[-1] == 1234
+
+
+def test_a_gap_has_the_error_of_its_images() -> None:
+    """Two seeds: the mean difference is of both, its standard error is that of one, by its own images.
+
+    More seeds, or more corruptions of the same images, are no more images.
+    """
+
+    def job(training: float, test: float) -> dict[str, Any]:
+        sets = {"training": {"images": 4, "value": training}, "test": {"images": 100, "value": test}}
+        return {"sets": sets}
+
+    jobs = [job(0.9, 0.5), job(0.7, 0.5)]
+    rows = (Row(4, "training", jobs), Row(4, "test", jobs))
+    difference, error = gap(*rows, lambda entry: (entry["value"], 0.2))
+    assert difference == pytest.approx(0.3)
+    assert error == pytest.approx((0.04 / 4 + 0.04 / 100) ** 0.5)
+    assert rows[0].deviation(lambda entry: entry["value"]) == pytest.approx(0.02**0.5)
 
 
 @pytest.fixture(scope="module")
