@@ -14,7 +14,6 @@ from attractor.lab.transient_tables import ATTRACTORS, TRANSIENT, Get, Row, rows
 
 _COLOURS = {"training": MODEL_COLOURS[0], "test": MODEL_COLOURS[1]}
 _LINES = {"training": "-", "test": "--"}
-_LONG = 30  # lifetimes beyond it have a logarithmic axis
 _QUANTITIES = {
     "overlap": "overlap",
     "centred": "centred overlap",
@@ -92,13 +91,7 @@ def _against_count(found: list[Row], results: dict[str, Any]) -> Figure:
     overlap.axhline(0, color="0.45", linestyle=":", zorder=0)
     overlap.set_title("centred overlap at the best $t$")
     overlap.set_ylim(-0.05, 1)
-    _points(life, found, TRANSIENT["lifetime"])
-    life.set_title("lifetime (iterations)")
-    longest = max(row.mean(TRANSIENT["lifetime"]) for row in found)
-    if longest > _LONG:
-        life.set_yscale("log")
-    else:
-        life.set_ylim(0, 1.3 * longest)
+    _lifetimes(life, found)
     _points(original, found, ATTRACTORS["original is nearest"])
     original.set_title(f"original nearest of all at $t = {steps}$")
     original.set_ylim(-0.05, 1.05)
@@ -116,6 +109,22 @@ def _against_count(found: list[Row], results: dict[str, Any]) -> Figure:
         axes.legend(handles[2:3], labels[2:3], frameon=False, loc="lower right")
     figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _lifetimes(axes: Axes, found: list[Row]) -> None:
+    """A point for each seed, a triangle where it lasts to T or beyond; lines join their medians."""
+    for images, colour in _COLOURS.items():
+        chosen = [row for row in found if row.images == images]
+        lives = [(row.count, entry["lifetime"]) for row in chosen for entry in row.entries]
+        medians = [np.median([entry["lifetime"]["iterations"] for entry in row.entries]) for row in chosen]
+        axes.plot([row.count for row in chosen], medians, color=colour, linestyle=_LINES[images])
+        for censored, marker in ((False, "o"), (True, "^")):
+            points = [(count, life["iterations"]) for count, life in lives if life["censored"] == censored]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=3.5)
+    axes.set_yscale("log")
+    axes.set_ylim(0.8, None)
+    axes.set_title("lifetime, each seed (iterations)")
 
 
 def _points(axes: Axes, found: list[Row], get: Get, *, faint: str = "") -> None:
