@@ -77,7 +77,8 @@ def follow(
     error, examples = [batch.squared_error(batch.corrupted)], [batch.corrupted[:_EXAMPLES]]
     past: deque[Tensor] = deque([x], maxlen=_LONGEST + 1)
     for state in islice(network.states(batch, retrieval), steps):
-        arrived = torch.equal(state, past[-1])
+        # the error of t = 0 is that of pixels, not of a decoded state, and is not to be held
+        arrived = len(error) > 1 and torch.equal(state, past[-1])
         past.append(state)
         progress()
         if arrived:  # all images, and they stay
