@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from attractor.lab import jobs
+from attractor.lab.assessment import SCHEMA
 from attractor.lab.errors import CheckpointError
 from attractor.lab.sweep_job import run_job
 from tests.lab.traces import contents, status
@@ -72,7 +73,8 @@ def test_a_job_that_fails_never_counts_as_the_best(
 
 def test_a_job_that_is_done_is_skipped(attempt, leave) -> None:
     """Its objective is read from its results; fields that say where it is computed may differ."""
-    leave("done", "threads=2", results={"validation": {"score": 0.25}})
+    results = {"schema": SCHEMA, "tasks": {}, "pseudo_likelihood": {"validation": 1.0}}
+    leave("done", "threads=2", results=results | {"validation": {"score": 0.25}})
     assert attempt("on_error=stop") == (0.25, [])
 
 
