@@ -30,13 +30,17 @@ def measured(results: dict[str, Any], objective: Objective) -> float:
 def metrics(results: dict[str, Any]) -> dict[str, float]:
     """All that a run has measured: on validation images, and, behind `test`, on test images.
 
+    A transformer has no pseudo-likelihood.
+
     Raises KeyError or TypeError for results that lack some of it.
     """
     values = {Objective.val.value: measured(results, Objective.val)}
     for task in results["tasks"]:
         best = chosen(results, task)
         values |= {task: best["validation"], f"{task} test": best["test"]}
-    return values | {Objective.log_pl.value: measured(results, Objective.log_pl)}
+    if results["pseudo_likelihood"] is not None:
+        values[Objective.log_pl.value] = measured(results, Objective.log_pl)
+    return values
 
 
 def chosen(results: dict[str, Any], task: str) -> dict[str, Any]:
