@@ -155,7 +155,8 @@ def test_a_sweep_folder_that_cannot_be_made_exits_with_5(composed, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("rates", 20), ("seeds", 5), ("rules", 6), ("patch_span", 12), ("images", 10)]
+    ("name", "count"),
+    [("rates", 20), ("seeds", 5), ("rules", 6), ("patch_span", 12), ("images", 10), ("transients", 5)],
 )
 def test_the_jobs_of_every_named_sweep_are_valid(
     name: str, count: int, make_config, tmp_path: Path
@@ -175,6 +176,7 @@ def test_the_jobs_of_every_named_sweep_are_valid(
         "rules",
         "patch_span",
         "images",
+        "transients",
     }
 
 
