@@ -8,7 +8,6 @@ Jobs that failed or have not ended are counted in the table and listed below it.
 
 import argparse
 import math
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attractor.lab import jobs
+from attractor.lab import command, jobs
 from attractor.lab.config import Objective
-from attractor.lab.errors import ConfigError, exit_code
+from attractor.lab.errors import ConfigError
 from attractor.lab.jobs import Job, shown
 from attractor.lab.objective import MAXIMISED
 
@@ -77,7 +76,7 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
         raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of a sweep")
     if (sweep / "status.json").is_file():
         raise ConfigError(f"{sweep} holds one run, not a sweep; give the folder that its job is in")
-    found, twins = _once(jobs.of_sweep(sweep))
+    found, twins = once(jobs.of_sweep(sweep))
     if not found:
         raise ConfigError(f"{sweep} holds no jobs of a sweep; give the hydra.sweep.dir of one")
     fields = [name for name in jobs.swept(found) if name != SEED]
@@ -110,7 +109,7 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
 OBJECTIVES = [objective.value for objective in Objective]
 
 
-def _once(found: list[Job]) -> tuple[list[Job], dict[str, str]]:
+def once(found: list[Job]) -> tuple[list[Job], dict[str, str]]:
     """One job of each configuration, done if any is: a run again is no other sample. And its twins."""
     counted: dict[str, Job] = {}
     for job in sorted(found, key=lambda job: job.state != jobs.DONE):
@@ -119,44 +118,28 @@ def _once(found: list[Job]) -> tuple[list[Job], dict[str, str]]:
     return [job for job in found if job.name not in twins], twins
 
 
-def say(text: str) -> None:
-    """Print; a reader that has seen enough, like `head`, stops nothing."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the rest, and what the interpreter flushes at its end, goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m attractor.lab.collect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="hydra.sweep.dir of the sweep")
+    parser = command.parser("attractor.lab.collect", __doc__, sweep="the sweep")
     parser.add_argument("--sort", choices=OBJECTIVES, default="val", help="a metric of validation images")
     parser.add_argument("--no-figures", action="store_true", help="write the tables alone")
     given = parser.parse_args(arguments)
-    try:
-        table = collect(given.sweep, sort=Objective(given.sort))
-        # these know what a table is from here; and matplotlib takes a second to import
-        from attractor.lab.sweep_tables import printed, write
+    return command.carry_out(lambda: _run(given), given.sweep)
 
-        say(printed(table))
-        written = write(table)
-        if not given.no_figures:
-            from attractor.lab.sweep_figures import draw
 
-            written += draw(table)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    except OSError as error:
-        print(f"error: {given.sweep} cannot be written: {error}", file=sys.stderr)
-        return 5
-    say("\n".join(f"written: {path}" for path in written))
-    return 0
+def _run(given: argparse.Namespace) -> list[Path]:
+    """Print and write the tables, draw the figures; the files."""
+    table = collect(given.sweep, sort=Objective(given.sort))
+    # these know what a table is from here; and matplotlib takes a second to import
+    from attractor.lab.sweep_tables import printed, write
+
+    command.say(printed(table))
+    written = write(table)
+    if given.no_figures:
+        return written
+    from attractor.lab.sweep_figures import draw
+
+    return written + draw(table)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attractor.images import Corrupted, Encoding, to_pixels
+from attractor.lab.evaluation import cosine
 from attractor.lab.network import AttractorNetwork, Retrieval
 
 WITHIN = 0.1  # a transient lives while the error is within 10 % of its best
@@ -167,8 +168,3 @@ def mean_state(encoding: Encoding, images: Tensor) -> Tensor:
 def encode(encoding: Encoding, images: Tensor) -> Tensor:
     """uint8 (P, C, H, W) to tokens (P, N, D)."""
     return encoding.encode(to_pixels(images))
-
-
-def cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Overlap of whole states (..., N, D), each as one vector."""
-    return torch.nn.functional.cosine_similarity(one.flatten(-2), other.flatten(-2), dim=-1)

@@ -9,7 +9,7 @@ from attractor.images import ImageSplits, Reconstructor, Task, pixel_mean, to_pi
 from attractor.lab import figures, portraits
 from attractor.lab.assessment import Assessment
 from attractor.lab.config import REFERENCES, Config
-from attractor.lab.evaluation import corruptions, overlaps
+from attractor.lab.evaluation import corruptions, cosine, overlaps
 from attractor.lab.examples import Trajectories
 from attractor.lab.network import AttractorNetwork, Network, Retrieval
 from attractor.lab.report import title
@@ -67,12 +67,11 @@ def draw_run(
         }
     corruption = {"denoise": "noisy", "masked": "masked"}[last]
     originals = torch.cat([batch.original for batch in assessment.batches[last]])
-    cosine = torch.nn.functional.cosine_similarity(
-        network.encoding.encode(originals).flatten(1),
-        network.encoding.encode(pixel_mean(splits.train)[None]).flatten(1),
+    of_mean = cosine(
+        network.encoding.encode(originals), network.encoding.encode(pixel_mean(splits.train)[None])
     )
     drawn["overlap"] = figures.overlap_curves(
-        curves, folder, corruption=corruption, mean_overlap=float(cosine.mean())
+        curves, folder, corruption=corruption, mean_overlap=float(of_mean.mean())
     )
     for name, path in (
         ("couplings", portraits.coupling_matrices(network, folder)),

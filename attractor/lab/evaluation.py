@@ -121,5 +121,5 @@ def overlaps(
 
 
 def cosine(state: Tensor, original: Tensor) -> Tensor:
-    """Overlap of whole states (B, N, D), each as one vector, (B,)."""
-    return torch.nn.functional.cosine_similarity(state.flatten(1), original.flatten(1))
+    """Overlap of whole states (..., N, D), each as one vector, (...)."""
+    return torch.nn.functional.cosine_similarity(state.flatten(-2), original.flatten(-2), dim=-1)

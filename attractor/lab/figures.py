@@ -5,7 +5,7 @@ Pictures of the network itself are in `portraits`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
 from attractor.lab.config import REFERENCES
@@ -61,16 +61,20 @@ def error_curves(tasks: dict[str, Any], folder: Path) -> Path:
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE if len(tasks) > 1 else COLUMN, 2.9), layout="constrained")
         panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-        entries: dict[str, Artist] = {}
         for axes, (task, values) in zip(panels, tasks.items(), strict=True):
             _error_panel(axes, values, colours)
             axes.set_title(f"{TASK_WORDS[task]}, {values['images']:,} test images")
-            handles, labels = axes.get_legend_handles_labels()
-            entries |= dict(zip(labels, handles, strict=True))
-        figure.legend(
-            list(entries.values()), list(entries), frameon=False, ncols=4, loc="outside lower center"
-        )
+        legend_below(figure, panels)
         return save(figure, folder, "error_curves")
+
+
+def legend_below(figure: FigureBase, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, each label once."""
+    entries: dict[str, Artist] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(entries.values()), list(entries), frameon=False, ncols=4, loc="outside lower center")
 
 
 def _error_panel(axes: Axes, values: dict[str, Any], colours: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attractor.images import Corrupted, ImageSplits, Reconstructor, Task, to_patches
-from attractor.lab import assessment, jobs
+from attractor.images import Corrupted, ImageSplits, Reconstructor, to_patches
+from attractor.lab import assessment, command, files, jobs
 from attractor.lab.build import build_data, build_tasks
+from attractor.lab.collect import once
 from attractor.lab.config import REFERENCES
-from attractor.lab.errors import EXIT_CODES, ConfigError, exit_code
+from attractor.lab.errors import ConfigError
 from attractor.lab.evaluation import corruptions, evaluate
 from attractor.lab.network import Recall
 from attractor.lab.report import TASK_WORDS, title
 from attractor.lab.runs import TrainedModel, load_run, same_data
 
-PREDICTED = 500  # images whose predicted patches are looked at
+BATCH = 256  # images at a time
+PREDICTED = 2  # batches whose predicted patches are looked at
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,17 @@ class Row:
 
     at_best: errors of all test images at the chosen t, (images,). curve: of some of them at t = 1 .. T,
     (images, T). variances: within each predicted patch at the chosen t, of all patches in one vector.
+    examples, of the first seed alone: pixels (B, C, H, W) at t = 1 .. T.
     """
 
-    at_best: list[Tensor]
-    curves: list[Tensor]
-    chosen: list[int]
-    variances: list[Tensor]
-    seconds: list[float]
-    examples: list[Tensor]  # pixels (B, C, H, W) at t = 1 .. T, of the first seed
+    at_best: list[Tensor] = field(default_factory=list)
+    curves: list[Tensor] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    variances: list[Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    examples: list[Tensor] = field(
+        default_factory=list
+    )  # pixels (B, C, H, W) at t = 1 .. T, of the first seed
 
     @property
     def errors(self) -> list[float]:
@@ -127,8 +132,8 @@ def compare(
 ) -> Comparison:
     """Evaluate runs of one patch size, of several models and seeds, with the references."""
     first = runs[0]
-    tasks = build_tasks(same_data(runs), patch=first.config.model.patch, side=splits.side)
-    seed = first.config.eval.seed
+    patch, seed = first.config.model.patch, first.config.eval.seed
+    tasks = build_tasks(same_data(runs), patch=patch, side=splits.side)
     references = assessment.references(
         splits, tasks.values(), validation_images=len(splits.validation), seed=seed
     )
@@ -136,17 +141,18 @@ def compare(
     rows: dict[str, dict[str, Row]] = {}
     originals, few = {}, {}
     for name, task in tasks.items():
-        every = corruptions(task, test, seed=seed, batch_size=256)
-        some = corruptions(task, test[:curve_images], seed=seed, batch_size=256)
+        every = corruptions(task, test, seed=seed, batch_size=BATCH)
+        some = corruptions(task, test[:curve_images], seed=seed, batch_size=BATCH)
+        looked_at = some[:PREDICTED]
         few[name] = corruptions(task, test[:examples], seed=seed, batch_size=examples)[0]
-        originals[name] = torch.cat([_variances(b.original, b, task, first) for b in _until(some)])
+        originals[name] = torch.cat([_variances(b.original, b, patch) for b in looked_at])
         rows[name] = {}
         for key, model, t, seconds in _models(runs, references, name):
             progress(f"{name}, {title(key)}")
             at_best = evaluate({key: model}, every, steps=t).errors[key][:, -1]
             curve = evaluate({key: model}, some, steps=steps).errors[key]
-            variances = torch.cat([_variances(_at(model, b, t), b, task, first) for b in _until(some)])
-            row = rows[name].setdefault(key, Row([], [], [], [], [], []))
+            variances = torch.cat([_variances(_at(model, b, t), b, patch) for b in looked_at])
+            row = rows[name].setdefault(key, Row())
             row.at_best.append(at_best)
             row.curves.append(curve)
             row.chosen.append(t)
@@ -155,7 +161,7 @@ def compare(
             if not row.examples:
                 row.examples.extend(islice(model.reconstruct(few[name]), steps))
     counts = {"table": len(test), "curves": min(curve_images, len(test))}
-    return Comparison(first.config.model.patch, counts, rows, originals, few)
+    return Comparison(patch, counts, rows, originals, few)
 
 
 def _models(
@@ -170,20 +176,14 @@ def _models(
         yield name, model, 1, 0.0
 
 
-def _until(batches: list[Corrupted]) -> list[Corrupted]:
-    """The batches with the first PREDICTED images."""
-    sizes = [len(batch.original) for batch in batches]
-    return [batch for index, batch in enumerate(batches) if sum(sizes[:index]) < PREDICTED]
-
-
 def _at(model: Reconstructor, batch: Corrupted, t: int) -> Tensor:
     *_, prediction = islice(model.reconstruct(batch), t)
     return prediction
 
 
-def _variances(pixels: Tensor, batch: Corrupted, task: Task, run: TrainedModel) -> Tensor:
+def _variances(pixels: Tensor, batch: Corrupted, patch: int) -> Tensor:
     """Variance of the pixels within each patch, of the masked patches or of all, in squared pixels."""
-    patches = to_patches(pixels.clamp(0, 1), patch=run.config.model.patch)  # (B, N, K)
+    patches = to_patches(pixels.clamp(0, 1), patch=patch)  # (B, N, K)
     variances = patches.var(-1, correction=0)
     return variances.flatten() if batch.mask is None else variances[batch.mask]
 
@@ -208,7 +208,8 @@ def by_patch(sweep: Path) -> dict[int, list[TrainedModel]]:
     """The finished runs of a sweep, by patch size. Raises ConfigError if there is none."""
     if not sweep.is_dir():
         raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of the sweep")
-    done = [load_run(job.path) for job in jobs.of_sweep(sweep) if job.state == jobs.DONE]
+    found, _ = once(jobs.of_sweep(sweep))  # a configuration that ran twice is one sample
+    done = [load_run(job.path) for job in found if job.state == jobs.DONE]
     if not done:
         raise ConfigError(f"{sweep} holds no finished run; train with uv run train.py -m experiment=paper")
     groups: dict[int, list[TrainedModel]] = {}
@@ -219,45 +220,42 @@ def by_patch(sweep: Path) -> dict[int, list[TrainedModel]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m attractor.lab.paper",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="hydra.sweep.dir of experiment=paper")
+    parser = command.parser("attractor.lab.paper", __doc__, sweep="experiment=paper")
     parser.add_argument("--root", help="data.root; that of the runs unless given")
     parser.add_argument("--images", type=int, help="test images of the table; all unless given")
     parser.add_argument("--curve-images", type=int, default=1000, help="of the curves")
     parser.add_argument("--steps", type=int, default=100, help="iterations T of the curves")
     given = parser.parse_args(arguments)
-    try:
-        for patch, runs in by_patch(given.sweep).items():
-            same_data(runs)
-            data = runs[0].config.data
-            splits = build_data(replace(data, root=given.root or data.root))
-            with tqdm(desc=f"{patch}x{patch} patches", bar_format="{desc}  {elapsed}  {postfix}") as bar:
-                found = compare(
-                    runs,
-                    splits,
-                    images=given.images,
-                    curve_images=given.curve_images,
-                    steps=given.steps,
-                    progress=bar.set_postfix_str,
-                )
-            folder = given.sweep / "comparison" / f"{patch}x{patch}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "results.json").write_text(json.dumps(found.to_json(), indent=1))
-            (folder / "table.md").write_text(table(found) + "\n")
-            print(f"{patch}x{patch} patches, {found.images['table']:,} test images of {splits.name}")
-            print(table(found))
-            from attractor.lab import paper_figures  # matplotlib takes a second to import
+    return command.carry_out(lambda: _run(given), given.sweep)
 
-            for path in paper_figures.draw(found, folder):
-                print(f"written: {path}")
-    except tuple(EXIT_CODES) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    return 0
+
+def _run(given: argparse.Namespace) -> list[Path]:
+    """Compare, patch size by patch size, and write what came out; the files."""
+    written: list[Path] = []
+    for patch, runs in by_patch(given.sweep).items():
+        same_data(runs)
+        data = runs[0].config.data
+        splits = build_data(replace(data, root=given.root or data.root))
+        with tqdm(desc=f"{patch}x{patch} patches", bar_format="{desc}  {elapsed}  {postfix}") as bar:
+            found = compare(
+                runs,
+                splits,
+                images=given.images,
+                curve_images=given.curve_images,
+                steps=given.steps,
+                progress=bar.set_postfix_str,
+            )
+        folder = given.sweep / "comparison" / f"{patch}x{patch}"
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write(folder / "results.json", json.dumps(found.to_json(), indent=1))
+        files.write(folder / "table.md", table(found) + "\n")
+        command.say(f"{patch}x{patch} patches, {found.images['table']:,} test images of {splits.name}")
+        command.say(table(found))
+        from attractor.lab import paper_figures  # matplotlib takes a second to import
+
+        drawn = paper_figures.draw(found, folder)
+        written += [folder / "results.json", folder / "table.md", *drawn]
+    return written
 
 
 if __name__ == "__main__":

@@ -11,12 +11,19 @@ from matplotlib.figure import Figure, SubFigure
 
 from attractor.lab.config import REFERENCES
 from attractor.lab.examples import seen, visible
-from attractor.lab.figures import MODEL_COLOURS, PAGE, REFERENCE_STYLES, STYLE, save, show
+from attractor.lab.figures import (
+    MODEL_COLOURS,
+    PAGE,
+    REFERENCE_STYLES,
+    STYLE,
+    legend_below,
+    save,
+    show,
+)
 from attractor.lab.paper import Comparison, Row
 from attractor.lab.report import TASK_WORDS, title
 
 TIMES = (1, 2, 5, 20, 100)  # of the pictures
-_LEGEND: Any = {"frameon": False, "ncols": 4, "loc": "outside lower center"}
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
@@ -38,7 +45,6 @@ def _figure_1(comparison: Comparison, folder: Path) -> Path:
         figure = Figure(figsize=(PAGE, 3.0 + 0.5 * shown), layout="constrained")
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.0, 0.5 * shown))[:, 0]
         panels = above.subplots(1, len(comparison.rows), squeeze=False)[0]
-        entries: dict[str, Any] = {}
         for axes, (task, rows) in zip(panels, comparison.rows.items(), strict=True):
             for name, row in rows.items():
                 _curve(axes, name, row, colours.get(name))
@@ -48,9 +54,7 @@ def _figure_1(comparison: Comparison, folder: Path) -> Path:
             axes.set_ylabel("mean squared error (pixel$^2$)")
             count, patch = comparison.images["curves"], comparison.patch
             axes.set_title(f"{TASK_WORDS[task]}, {patch}x{patch} patches, {count:,} test images")
-            handles, labels = axes.get_legend_handles_labels()
-            entries |= dict(zip(labels, handles, strict=True))
-        above.legend(list(entries.values()), list(entries), **_LEGEND)
+        legend_below(above, panels)
         parts = below.subfigures(1, len(comparison.rows), squeeze=False)[0]
         for part, task in zip(parts, comparison.rows, strict=True):
             _pictures(part, comparison, task)
@@ -99,7 +103,6 @@ def _figure_2(comparison: Comparison, folder: Path) -> Path:
     bins = np.linspace(0, 0.25, 51)  # 1/4 is the most that pixels in [0, 1] can have
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
-        entries: dict[str, Any] = {}
         panels = figure.subplots(1, len(comparison.rows), squeeze=False)[0]
         for axes, (task, rows) in zip(panels, comparison.rows.items(), strict=True):
             original = comparison.originals[task].numpy()
@@ -114,7 +117,5 @@ def _figure_2(comparison: Comparison, folder: Path) -> Path:
             axes.set_ylabel("density")
             which = "masked patches" if task == "masked" else "all patches"
             axes.set_title(f"{TASK_WORDS[task]}, {which} of {comparison.patch}x{comparison.patch} pixels")
-            handles, labels = axes.get_legend_handles_labels()
-            entries |= dict(zip(labels, handles, strict=True))
-        figure.legend(list(entries.values()), list(entries), **_LEGEND)
+        legend_below(figure, panels)
         return save(figure, folder, "figure_2")

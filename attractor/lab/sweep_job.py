@@ -27,7 +27,7 @@ from attractor.lab.errors import (
 )
 from attractor.lab.fields import differences
 from attractor.lab.folder import RunFolder
-from attractor.lab.objective import measured, worst
+from attractor.lab.objective import worst
 from attractor.lab.relay import end_with_parent, is_worker
 from attractor.lab.signals import heeded
 from attractor.lab.status import read_status
@@ -103,11 +103,10 @@ def _take_up(raw: DictConfig, path: Path, objective: Objective) -> float | None:
     different = different_from(raw, job)
     if different:
         end(refusal({path: different}), 2)
-    if job.state == jobs.DONE:
-        with suppress(KeyError, TypeError):  # results of an older version: the job is run again
-            done = measured(job.results, objective)
-            print(f"job {path.name} is done already: {objective.value} {done:.6g}")
-            return done
+    if job.state == jobs.DONE and objective.value in job.metrics:
+        done = job.metrics[objective.value]
+        print(f"job {path.name} is done already: {objective.value} {done:.6g}")
+        return done
     status = read_status(path)
     code = status.get("exit_code")
     if code == EXIT_CODES[NonFiniteError]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from attractor.images import Corrupted, ImageSplits, Task, pixel_mean, to_pixels
 from attractor.lab import courses
 from attractor.lab.courses import Course
+from attractor.lab.evaluation import cosine
 from attractor.lab.examples import first_images, seen, visible
 from attractor.lab.network import AttractorNetwork, Retrieval
 from attractor.lab.runs import TrainedModel
@@ -53,12 +54,13 @@ def measure(
         other = courses.nearest(clean, train, encoding, count=2)[0][:, -1 if name == "training" else 0]
         stored = courses.encode(encoding, train[index])
         labels = courses.clusters(course.final, overlap=same)
+        lifetime = _lifetimes(course)
         sets[name] = {
             "images": len(pool),
             **_curves(course),
-            "lifetime": _lifetimes(course),
+            "lifetime": lifetime,
             "baseline": {
-                "overlap": float(courses.cosine(centre, clean).mean()),
+                "overlap": float(cosine(centre, clean).mean()),
                 "error": float(batch.squared_error(mean.expand_as(batch.original)).mean()),
                 "nearest": float(other.mean()),
             },
@@ -68,12 +70,12 @@ def measure(
                 "fixed": float((course.period == 1).double().mean()),
                 "cycle": float((course.period > 1).double().mean()),
                 "nearest": float(overlap.mean()),
-                "nearest_centred": float(courses.cosine(course.final - centre, stored - centre).mean()),
-                "nearest_with_original": float(courses.cosine(stored, clean).mean()),
+                "nearest_centred": float(cosine(course.final - centre, stored - centre).mean()),
+                "nearest_with_original": float(cosine(stored, clean).mean()),
                 "nearest_images": len(index.unique()),
                 "original_is_nearest": float(_as_near(course.final, clean, stored).double().mean()),
             },
-            "pictures": _pictures(network, course, batch, train[index], labels),
+            "pictures": _pictures(network, course, lifetime["best"], batch, train[index], labels),
         }
     return {"train_images": count, "seed": run.config.seed, "retrieval": retrieval.to_json(), "sets": sets}
 
@@ -83,7 +85,7 @@ def _as_near(final: Tensor, clean: Tensor, stored: Tensor) -> Tensor:
 
     In float64 and by one and the same sum, so that an image is exactly as near as itself.
     """
-    original, nearest = (courses.cosine(final.double(), image.double()) for image in (clean, stored))
+    original, nearest = (cosine(final.double(), image.double()) for image in (clean, stored))
     return original >= nearest
 
 
@@ -119,6 +121,7 @@ def _lifetimes(course: Course) -> dict[str, Any]:
 def _pictures(
     network: AttractorNetwork,
     course: Course,
+    best: int,
     batch: Corrupted,
     nearest: Tensor,
     labels: Tensor,
@@ -128,15 +131,14 @@ def _pictures(
     sizes = labels.bincount()
     common = sizes.argsort(descending=True, stable=True)[:COMMON]
     first = [int((labels == label).nonzero()[0]) for label in common]
-    best = courses.lifetime(course.error.mean(0)).best
-    few = slice(EXAMPLES)
+    few = first_images(batch, EXAMPLES)
     return {
         "examples": {
-            "original": _levels(batch.original[few]),
-            "corrupted": _levels(seen(first_images(batch, EXAMPLES))),
-            "best": _levels(visible(course.examples[best][few], first_images(batch, EXAMPLES))),
-            "final": _levels(visible(final[few], first_images(batch, EXAMPLES))),
-            "nearest": nearest[few].tolist(),
+            "original": _levels(few.original),
+            "corrupted": _levels(seen(few)),
+            "best": _levels(visible(course.examples[best][:EXAMPLES], few)),
+            "final": _levels(visible(final[:EXAMPLES], few)),
+            "nearest": nearest[:EXAMPLES].tolist(),
         },
         "common": {
             "share": (sizes[common] / len(labels)).tolist(),

@@ -26,16 +26,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from attractor.images import DataError
-from attractor.lab import checkpoints, jobs
+from attractor.lab import checkpoints, command, files, jobs
 from attractor.lab.build import build_data, build_tasks
 from attractor.lab.collect import SEED, collect
 from attractor.lab.config import MapName, TaskName
-from attractor.lab.errors import CheckpointError, ConfigError, exit_code
+from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork, Retrieval
 from attractor.lab.runs import TrainedModel, load_run, same_data
 from attractor.lab.transient_measures import measure
-from attractor.physics import NonFiniteError
 
 TRAIN_IMAGES = "data.train_images"
 SCHEMA = 1
@@ -131,43 +129,28 @@ def _run(given: argparse.Namespace) -> list[Path]:
                     progress=bar.update,
                 )
                 results["jobs"][name] = {"key": key} | found
-                _save(path, results)
+                files.write(path, json.dumps(results) + "\n")
             bar.n = len(results["jobs"]) * 2 * given.steps  # states that have all arrived end early
             bar.refresh()
-    _save(path, results)
+    files.write(path, json.dumps(results) + "\n")
     from attractor.lab.transient_figures import draw
     from attractor.lab.transient_tables import printed, write
 
-    print(printed(results))
+    command.say(printed(results))
     written = [path, write(results, folder)]
     return written if given.no_figures else written + draw(results, folder)
 
 
 def _earlier(path: Path, *, like: dict[str, Any]) -> dict[str, Any]:
     """The jobs of a results.json that asked the same; none if it is another or cannot be read."""
-    try:
-        found = json.loads(path.read_text())
-        jobs_of: dict[str, Any] = found.pop("jobs")
-    except (OSError, ValueError, KeyError):
-        return {}
+    found = files.read_json(path)
+    jobs_of: dict[str, Any] = found.pop("jobs", {})
     return jobs_of if found == {name: value for name, value in like.items() if name != "jobs"} else {}
-
-
-def _save(path: Path, results: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    aside = path.with_suffix(".writing")
-    aside.write_text(json.dumps(results) + "\n")
-    aside.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m attractor.lab.transients",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="hydra.sweep.dir of the sweep")
+    parser = command.parser("attractor.lab.transients", __doc__, sweep="the sweep")
     parser.add_argument("--task", choices=[name.value for name in TaskName], default="denoise")
     parser.add_argument("--dynamics", choices=["chosen", "attention"], default="chosen")
     parser.add_argument("--inverse-temperature", type=float, default=1.0, help="of --dynamics attention")
@@ -183,16 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", help="data.root, if the data have moved")
     parser.add_argument("--no-figures", action="store_true", help="write the tables alone")
     given = parser.parse_args(arguments)
-    try:
-        written = _run(given)
-    except (ConfigError, CheckpointError, DataError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    except OSError as error:
-        print(f"error: {given.sweep} cannot be written: {error}", file=sys.stderr)
-        return 5
-    print("\n".join(f"written: {path}" for path in written))
-    return 0
+    return command.carry_out(lambda: _run(given), given.sweep)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from attractor.images import Corrupted, Masked
+from attractor.images import Corrupted
 from attractor.lab import paper, paper_figures
 from attractor.lab.build import build_data
 from attractor.lab.config import REFERENCES
@@ -98,8 +98,7 @@ def test_variance_is_that_within_the_masked_patches() -> None:
     pixels[..., 2:, 2] = 1.0  # patch 3 too
     mask = torch.tensor([[True, True, False, False]])
     batch = Corrupted("masked", pixels, pixels, mask)
-    run = type("Run", (), {"config": type("C", (), {"model": type("M", (), {"patch": 2})})})
-    found = paper._variances(pixels, batch, Masked(patch=2), run)
+    found = paper._variances(pixels, batch, 2)
     assert found.tolist() == [0.25, 0.0]
 
 
