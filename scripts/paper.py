@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# test images of the comparison, where they are not all
+FEWER = {"paper_quick": ["--images", "1000", "--curve-images", "200"]}
 
 
 def main(overrides: list[str]) -> int:
@@ -23,7 +25,7 @@ def main(overrides: list[str]) -> int:
     fields = [f"{name}={value}" for name, value in given.items()]
     for command in (
         [ROOT / "train.py", "-m", *fields],
-        ["-m", "attractor.lab.paper", sweep],
+        ["-m", "attractor.lab.paper", sweep, *FEWER.get(experiment, [])],
     ):
         code = subprocess.run([sys.executable, *command], check=False).returncode
         if code:

@@ -11,6 +11,8 @@ from torch import Generator, Tensor, nn
 
 from attractor.baselines.transformer import RecycledBlock, Transformer
 
+_LONGEST_WARMUP = 0.2  # of training, so that a short one is more than a warm-up
+
 
 class Backprop:
     """AdamW with gradient clipping, warm-up and a cosine.
@@ -33,7 +35,7 @@ class Backprop:
         clip: float,
         bfloat16: bool = False,
     ) -> None:
-        """`warmup`: steps in which the rate rises to `learning_rate`."""
+        """`warmup`: steps in which the rate rises to `learning_rate`, a fifth of training at most."""
         self.network = network
         self.learning_rate, self.warmup, self.clip, self.bfloat16 = learning_rate, warmup, clip, bfloat16
         matrices = [parameter for parameter in network.parameters() if parameter.dim() > 1]
@@ -47,7 +49,8 @@ class Backprop:
 
     def rate(self, index: int, progress: float) -> float:
         """The rate of step `index` = 1, 2, ..., when the share `progress` of training is done."""
-        return self.learning_rate * min(1, index / self.warmup) * (1 + math.cos(math.pi * progress)) / 2
+        rise = min(1.0, max(index / self.warmup, progress / _LONGEST_WARMUP))
+        return self.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
 
     def step(
         self, x: Tensor, mask: Tensor | None, target: Tensor, *, rate: float, generator: Generator

@@ -154,7 +154,7 @@ class PrecisionName(Enum):
 class BackpropConfig(RuleConfig):
     learning_rate: float = MISSING
     weight_decay: float = 0.05  # of the matrices
-    warmup: int = 200  # steps
+    warmup: int = 200  # steps, a fifth of training at most
     clip: float = 1.0  # of the norm of the gradient
     precision: PrecisionName = PrecisionName.float32
 

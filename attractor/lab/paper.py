@@ -51,9 +51,7 @@ class Row:
     chosen: list[int] = field(default_factory=list)
     variances: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    examples: list[Tensor] = field(
-        default_factory=list
-    )  # pixels (B, C, H, W) at t = 1 .. T, of the first seed
+    examples: list[Tensor] = field(default_factory=list)
 
     @property
     def errors(self) -> list[float]:

@@ -81,12 +81,15 @@ def test_the_error_is_that_of_hidden_tokens_or_of_all() -> None:
 
 
 def test_the_rate_warms_up_and_follows_a_cosine() -> None:
-    """rate = learning_rate min(1, index / warmup) (1 + cos(pi progress)) / 2."""
+    """rate = learning_rate min(1, max(index / warmup, 5 progress)) (1 + cos(pi progress)) / 2."""
     backprop = trainer(transformer(), learning_rate=0.02, warmup=10)
     assert backprop.rate(1, 0.0) == pytest.approx(0.002)
     assert backprop.rate(10, 0.0) == pytest.approx(0.02)
     assert backprop.rate(50, 0.5) == pytest.approx(0.01)
     assert backprop.rate(100, 1.0) == pytest.approx(0.0, abs=1e-12)
+    # where a fifth of training comes before step 10, the rise ends there: short trainings get beyond it
+    assert backprop.rate(2, 0.1) == pytest.approx(0.01 * (1 + math.cos(0.1 * math.pi)) / 2)
+    assert backprop.rate(3, 0.2) == pytest.approx(0.02 * (1 + math.cos(0.2 * math.pi)) / 2)
 
 
 def test_training_stops_before_it_harms() -> None:

@@ -1,0 +1,151 @@
+"""Quality per second: validation error against seconds of training, local rule and backpropagation.
+
+    uv run benchmarks/quality.py data.root=DIR [launcher=joblib hydra.launcher.n_jobs=2] [FIELD=VALUE ...]
+
+MNIST at 4x4 patches. For every budget in seconds, bare self-attention is trained once for both tasks and a
+transformer for each of them, from the start, with a learning rate that falls to zero at the end of the
+budget. Seconds are those of updates, as each run has measured them. Errors are those of 500 validation
+images, by which the step and the retrieval of each run were chosen too; test images are not looked at.
+Interrupted, the same command goes on. Writes docs/figures/benchmark_quality.png and prints the tables.
+"""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from measure import save, table
+
+from attractor.lab import assessment, jobs
+from attractor.lab.build import build_data, build_tasks
+from attractor.lab.config import Config
+from attractor.lab.evaluation import evaluate
+from attractor.lab.figures import MODEL_COLOURS, PAGE, REFERENCE_STYLES, STYLE, legend_below
+from attractor.lab.jobs import Job
+from attractor.lab.report import TASK_WORDS, title
+from attractor.lab.runs import load_run
+
+ROOT = Path(__file__).parents[1]
+BUDGETS = (10, 30, 100, 300, 1200)  # seconds of training
+ARMS = "bare_4x4,transformer_masked,transformer_denoise"
+
+
+@dataclass
+class Point:
+    """A model trained for one budget: its seconds and validation error, an entry for each seed."""
+
+    seconds: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    @property
+    def cell(self) -> str:
+        """Mean ± standard deviation over seeds, and the seconds that were used."""
+        spread = f" ± {statistics.stdev(self.errors):.4f}" if len(self.errors) > 1 else ""
+        return f"{statistics.fmean(self.errors):.4f}{spread} ({statistics.fmean(self.seconds):.0f} s)"
+
+
+def train(folder: Path, budget: int, overrides: Mapping[str, str]) -> list[Job]:
+    """The arms, each for `budget` seconds; the jobs that are done. Skips what is done already."""
+    given = {
+        "experiment": "paper",
+        "arm": ARMS,
+        "seed": "0",
+        "train.max_seconds": str(budget),
+        "train.steps": "1000000",  # the clock ends training
+        "train.validate_every": "100" if budget <= 100 else "500",
+        "eval.images": "10",  # nothing is said of test images
+        "eval.steps": "20",
+        "wandb": "disabled",
+        "hydra.sweep.dir": str(folder),
+    }
+    fields = [f"{name}={value}" for name, value in (given | dict(overrides)).items()]
+    subprocess.run([sys.executable, ROOT / "train.py", "-m", *fields], check=True)
+    return [job for job in jobs.of_sweep(folder) if job.state == jobs.DONE]
+
+
+def gather(found: Sequence[Job], budget: int, points: dict[str, dict[str, dict[int, Point]]]) -> None:
+    """Add the jobs of a budget to task -> model -> budget -> point."""
+    for job in found:
+        model = job.settings["model.name"]
+        for task in job.results["selection"]:
+            point = points.setdefault(task, {}).setdefault(model, {}).setdefault(budget, Point())
+            point.seconds.append(job.results["cost"]["train_seconds"])
+            point.errors.append(job.metrics[task])
+
+
+def references(config: Config) -> dict[str, dict[str, float]]:
+    """task -> reference -> error on the validation images of `config`."""
+    splits = build_data(config.data)
+    tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
+    models = assessment.references(
+        splits, tasks.values(), validation_images=len(splits.validation), seed=config.eval.seed
+    )
+    count, seed = config.dynamics.validation_images, config.eval.seed
+    errors = {}
+    for name, task in tasks.items():
+        batch = assessment.validation_batch(splits, task, images=count, seed=seed)
+        found = evaluate(models, [batch], steps=1).errors
+        errors[name] = {model: float(values.mean()) for model, values in found.items()}
+    return errors
+
+
+def draw(points: dict[str, dict[str, dict[int, Point]]], lines: dict[str, dict[str, float]]) -> Figure:
+    """A panel for each task, seconds on a logarithmic axis; references, which are not trained, as lines."""
+    models = list(dict.fromkeys(model for found in points.values() for model in found))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
+        panels = figure.subplots(1, len(points), squeeze=False)[0]
+        for axes, (task, found) in zip(panels, points.items(), strict=True):
+            for model, budgets in found.items():
+                colour = MODEL_COLOURS[models.index(model)]
+                seconds = [statistics.fmean(point.seconds) for point in budgets.values()]
+                errors = [statistics.fmean(point.errors) for point in budgets.values()]
+                axes.plot(seconds, errors, "o-", color=colour, markersize=3, label=title(model))
+            for name, error in lines[task].items():
+                axes.axhline(
+                    error, color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0
+                )
+            axes.set_xscale("log")
+            axes.set_ylim(0, None)
+            axes.set_xlabel("seconds of training")
+            axes.set_ylabel("validation error (pixel$^2$)")
+            axes.set_title(f"{TASK_WORDS[task]}, 4x4 patches")
+        legend_below(figure, panels)
+        return figure
+
+
+def main(overrides: Sequence[str]) -> None:
+    """Train what is not trained yet, budget by budget; after each of them, table and figure."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    root = Path(given.pop("hydra.sweep.dir", "outputs/quality"))
+    points: dict[str, dict[str, dict[int, Point]]] = {}
+    lines: dict[str, dict[str, float]] = {}
+    for budget in BUDGETS:
+        found = train(root / str(budget), budget, given)
+        gather(found, budget, points)
+        if not lines:
+            both = next(job for job in found if len(job.results["selection"]) > 1)
+            lines = references(load_run(both.path).config)
+        for task, models in points.items():
+            done = [b for b in BUDGETS if any(b in budgets for budgets in models.values())]
+            rows = [
+                [title(model), *(budgets[b].cell if b in budgets else "-" for b in done)]
+                for model, budgets in models.items()
+            ]
+            rows += [
+                [title(name), f"{error:.4f}"] + ["-"] * (len(done) - 1)
+                for name, error in lines[task].items()
+            ]
+            table([TASK_WORDS[task], *(f"{b} s" for b in done)], rows)
+        save(draw(points, lines), "benchmark_quality")
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+    else:
+        main(sys.argv[1:])
