@@ -154,10 +154,19 @@ def test_a_sweep_folder_that_cannot_be_made_exits_with_5(composed, tmp_path: Pat
     assert f"error: {tmp_path / 'sweep'} cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("rates", 20), ("seeds", 5), ("rules", 6), ("patch_span", 12), ("images", 10), ("transients", 5)],
-)
+JOBS = {
+    "rates": 20,
+    "seeds": 5,
+    "rules": 6,
+    "rules_dynamics": 24,
+    "patch_span": 12,
+    "representation": 12,
+    "images": 10,
+    "transients": 5,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), JOBS.items())
 def test_the_jobs_of_every_named_sweep_are_valid(
     name: str, count: int, make_config, tmp_path: Path
 ) -> None:
@@ -170,14 +179,7 @@ def test_the_jobs_of_every_named_sweep_are_valid(
     assert f"{count} jobs" in file.read_text()
     configs = [make_config(*overrides, f"folder={tmp_path}") for overrides in (batch[0], batch[-1])]
     assert configs[0] != configs[1]
-    assert {path.stem for path in file.parent.iterdir()} == {
-        "rates",
-        "seeds",
-        "rules",
-        "patch_span",
-        "images",
-        "transients",
-    }
+    assert {path.stem for path in file.parent.iterdir()} == set(JOBS)
 
 
 def test_the_sweep_file_of_wandb_starts_a_run(make_config, tmp_path: Path) -> None:
