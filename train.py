@@ -23,7 +23,7 @@ from attractor.lab import assessment, checkpoints, diagnostics, page, report
 from attractor.lab.build import build_candidates, build_data, build_network, build_tasks
 from attractor.lab.build_rule import build_rule, jitter_of
 from attractor.lab.config import Config, register
-from attractor.lab.distributed import Processes, refuse_draws
+from attractor.lab.distributed import Processes, refuse_clocks, refuse_draws
 from attractor.lab.drawing import draw_run
 from attractor.lab.entry import launch
 from attractor.lab.errors import Paused
@@ -55,6 +55,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     begin = time.perf_counter()
     processes = processes or Processes()
     refuse_draws(config.dynamics.maps, processes)
+    refuse_clocks(config.train.max_seconds, processes)
     with processes.in_turn():
         splits = build_data(config.data)
     mean = pixel_mean(splits.train)

@@ -1,16 +1,17 @@
 """Quality per second: validation error against seconds of training, local rule and backpropagation.
 
-    uv run benchmarks/quality.py data.root=DIR [launcher=joblib hydra.launcher.n_jobs=2] [FIELD=VALUE ...]
+    uv run benchmarks/quality.py data.root=DIR [hydra.sweep.dir=DIR] [FIELD=VALUE ...]
 
-MNIST at 4x4 patches. For every budget in seconds, bare self-attention is trained once for both tasks and a
-transformer for each of them, from the start, with a learning rate that falls to zero at the end of the
-budget. Seconds are those of updates, as each run has measured them. Errors are those of 500 validation
-images, by which the step and the retrieval of each run were chosen too; test images are not looked at.
-Interrupted, the same command goes on. Writes docs/figures/benchmark_quality.png and prints the tables.
+MNIST at 4x4 patches, one thread. For every budget in seconds, bare self-attention is trained once for both
+tasks and a transformer for each of them, from the start, with a learning rate that falls to zero at the end
+of the budget: of three blocks while the budget is small, of five when it is large. Seconds are those of
+updates, as each run has measured them; what else the machine does costs updates, so it should do the same
+for all. Errors are those of 500 validation images, by which the step and the retrieval of each run were
+chosen too; test images are not looked at. Interrupted, the same command goes on; SIGTERM and Ctrl-C save
+first. Writes docs/figures/benchmark_quality.png and prints the tables, both after every budget.
 """
 
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,67 +21,72 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from measure import save, table
 
-from attractor.lab import assessment, jobs
+from attractor.lab import assessment, command, jobs
 from attractor.lab.build import build_data, build_tasks
-from attractor.lab.config import Config
 from attractor.lab.evaluation import evaluate
 from attractor.lab.figures import MODEL_COLOURS, PAGE, REFERENCE_STYLES, STYLE, legend_below
 from attractor.lab.jobs import Job
 from attractor.lab.report import TASK_WORDS, title
-from attractor.lab.runs import load_run
+from attractor.lab.runs import TrainedModel, load_run, same_data
 
 ROOT = Path(__file__).parents[1]
-BUDGETS = (10, 30, 100, 300, 1200)  # seconds of training
-ARMS = "bare_4x4,transformer_masked,transformer_denoise"
+SHALLOW = "bare_4x4,shallow_masked,shallow_denoise"
+DEEP = "bare_4x4,transformer_masked,transformer_denoise"
+BUDGETS = {10: SHALLOW, 40: SHALLOW, 160: SHALLOW, 1200: DEEP}  # seconds of training -> arms
 
 
 @dataclass
 class Point:
-    """A model trained for one budget: its seconds and validation error, an entry for each seed."""
+    """A model trained for one budget: its seconds, updates and validation error, for each seed."""
 
     seconds: list[float] = field(default_factory=list)
+    updates: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
     @property
     def cell(self) -> str:
-        """Mean ± standard deviation over seeds, and the seconds that were used."""
+        """Mean ± standard deviation over seeds, and the updates that the budget had room for."""
         spread = f" ± {statistics.stdev(self.errors):.4f}" if len(self.errors) > 1 else ""
-        return f"{statistics.fmean(self.errors):.4f}{spread} ({statistics.fmean(self.seconds):.0f} s)"
+        return f"{statistics.fmean(self.errors):.4f}{spread} ({statistics.fmean(self.updates):,.0f})"
 
 
 def train(folder: Path, budget: int, overrides: Mapping[str, str]) -> list[Job]:
     """The arms, each for `budget` seconds; the jobs that are done. Skips what is done already."""
     given = {
         "experiment": "paper",
-        "arm": ARMS,
+        "arm": BUDGETS[budget],
         "seed": "0",
         "train.max_seconds": str(budget),
         "train.steps": "1000000",  # the clock ends training
-        "train.validate_every": "100" if budget <= 100 else "500",
+        "train.validate_every": "100" if budget < 1000 else "500",
         "eval.images": "10",  # nothing is said of test images
         "eval.steps": "20",
         "wandb": "disabled",
         "hydra.sweep.dir": str(folder),
     }
     fields = [f"{name}={value}" for name, value in (given | dict(overrides)).items()]
-    subprocess.run([sys.executable, ROOT / "train.py", "-m", *fields], check=True)
+    if code := command.child([ROOT / "train.py", "-m", *fields]):
+        sys.exit(code)
     return [job for job in jobs.of_sweep(folder) if job.state == jobs.DONE]
 
 
 def gather(found: Sequence[Job], budget: int, points: dict[str, dict[str, dict[int, Point]]]) -> None:
     """Add the jobs of a budget to task -> model -> budget -> point."""
     for job in found:
-        model = job.settings["model.name"]
-        for task in job.results["selection"]:
-            point = points.setdefault(task, {}).setdefault(model, {}).setdefault(budget, Point())
-            point.seconds.append(job.results["cost"]["train_seconds"])
-            point.errors.append(job.metrics[task])
+        for task, rows in job.results["selection"].items():
+            for row, choice in rows.items():
+                models = points.setdefault(task, {})
+                point = models.setdefault(title(row), {}).setdefault(budget, Point())
+                point.seconds.append(job.results["cost"]["train_seconds"])
+                point.updates.append(job.results["cost"]["steps"])
+                point.errors.append(choice["validation_mse"])
 
 
-def references(config: Config) -> dict[str, dict[str, float]]:
-    """task -> reference -> error on the validation images of `config`."""
+def references(runs: Sequence[TrainedModel]) -> dict[str, dict[str, float]]:
+    """task -> reference -> error on the validation images of these runs."""
+    config = runs[0].config
     splits = build_data(config.data)
-    tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
+    tasks = build_tasks(same_data(runs), patch=config.model.patch, side=splits.side)
     models = assessment.references(
         splits, tasks.values(), validation_images=len(splits.validation), seed=config.eval.seed
     )
@@ -104,7 +110,7 @@ def draw(points: dict[str, dict[str, dict[int, Point]]], lines: dict[str, dict[s
                 colour = MODEL_COLOURS[models.index(model)]
                 seconds = [statistics.fmean(point.seconds) for point in budgets.values()]
                 errors = [statistics.fmean(point.errors) for point in budgets.values()]
-                axes.plot(seconds, errors, "o-", color=colour, markersize=3, label=title(model))
+                axes.plot(seconds, errors, "o-", color=colour, markersize=3, label=model)
             for name, error in lines[task].items():
                 axes.axhline(
                     error, color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0
@@ -128,12 +134,11 @@ def main(overrides: Sequence[str]) -> None:
         found = train(root / str(budget), budget, given)
         gather(found, budget, points)
         if not lines:
-            both = next(job for job in found if len(job.results["selection"]) > 1)
-            lines = references(load_run(both.path).config)
+            lines = references([load_run(job.path) for job in found])
         for task, models in points.items():
             done = [b for b in BUDGETS if any(b in budgets for budgets in models.values())]
             rows = [
-                [title(model), *(budgets[b].cell if b in budgets else "-" for b in done)]
+                [model, *(budgets[b].cell if b in budgets else "-" for b in done)]
                 for model, budgets in models.items()
             ]
             rows += [

@@ -5,9 +5,10 @@ uv run scripts/paper.py experiment=paper_quick data.root=DIR     reduced, in out
 uv run scripts/paper.py data.root=DIR seed=0 launcher=joblib hydra.launcher.n_jobs=2     any field
 """
 
-import subprocess
 import sys
 from pathlib import Path
+
+from attractor.lab import command
 
 ROOT = Path(__file__).parents[1]
 # test images of the comparison, where they are not all
@@ -19,18 +20,17 @@ def main(overrides: list[str]) -> int:
     if {"-h", "--help"} & set(overrides):
         print(__doc__)
         return 0
-    given = dict(override.partition("=")[::2] for override in overrides)
+    given = dict(override.partition("=")[::2] for override in overrides if "=" in override)
+    if others := [override for override in overrides if "=" not in override]:
+        print(f"error: {others[0]!r} is no FIELD=VALUE; see --help", file=sys.stderr)
+        return 2
     experiment = given.setdefault("experiment", "paper")
     sweep = given.setdefault("hydra.sweep.dir", f"outputs/{experiment}")
     fields = [f"{name}={value}" for name, value in given.items()]
-    for command in (
-        [ROOT / "train.py", "-m", *fields],
-        ["-m", "attractor.lab.paper", sweep, *FEWER.get(experiment, [])],
-    ):
-        code = subprocess.run([sys.executable, *command], check=False).returncode
-        if code:
-            return code
-    return 0
+    comparison = ["-m", "attractor.lab.paper", sweep, *FEWER.get(experiment, [])]
+    if "data.root" in given:
+        comparison += ["--root", given["data.root"]]
+    return command.child([ROOT / "train.py", "-m", *fields]) or command.child(comparison)
 
 
 if __name__ == "__main__":

@@ -96,4 +96,5 @@ class Backprop:
         names = dict(self.network.named_parameters())
         for key, value in state.items():
             name, _, moment = key.rpartition(".")
-            self.optimiser.state[names[name]][moment] = value.clone()
+            parameter = names[name]
+            self.optimiser.state[parameter][moment] = value.clone().to(parameter.device)

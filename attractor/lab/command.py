@@ -1,9 +1,11 @@
-"""Commands that look at what a sweep has left: their arguments, what they say, and their exit codes."""
+"""Commands beside train.py and evaluate.py: their arguments, what they say, and their exit codes."""
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from attractor.lab.errors import EXIT_CODES, exit_code
@@ -35,6 +37,25 @@ def carry_out(work: Callable[[], Iterable[Path]], sweep: Path) -> int:
         return 5
     say("\n".join(f"written: {path}" for path in written))
     return 0
+
+
+def child(arguments: Sequence[str | Path]) -> int:
+    """Run this Python with `arguments` to its end, whatever is signalled; its exit code, as of a shell.
+
+    What it saves when it is told to end takes longer than subprocess.run would wait. A terminal sends
+    SIGINT to parent and child; SIGTERM, which a scheduler sends to the parent alone, is passed on.
+    """
+    process = subprocess.Popen([sys.executable, *arguments])
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number)),
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def say(text: str) -> None:

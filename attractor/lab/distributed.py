@@ -143,6 +143,15 @@ def after_the_first() -> None:
     time.sleep(_GRACE)
 
 
+def refuse_clocks(max_seconds: float | None, processes: Processes) -> None:
+    """Several processes have as many clocks, and would not agree on rate and last step (ConfigError)."""
+    if processes.count > 1 and max_seconds is not None:
+        raise ConfigError(
+            f"train.max_seconds is {max_seconds:g}, but the clocks of several processes differ; "
+            "use one process, or train.steps"
+        )
+
+
 def refuse_draws(maps: Iterable[MapName], processes: Processes) -> None:
     """Several processes cannot share random draws (ConfigError)."""
     if processes.count > 1 and MapName.gibbs in maps:

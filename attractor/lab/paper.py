@@ -10,210 +10,61 @@ SWEEP_DIR/comparison/PxP.
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from attractor.images import Corrupted, ImageSplits, Reconstructor, to_patches
-from attractor.lab import assessment, command, files, jobs
-from attractor.lab.build import build_data, build_tasks
-from attractor.lab.collect import once
-from attractor.lab.config import REFERENCES
+from attractor.lab import command, files, jobs
+from attractor.lab.build import build_data
+from attractor.lab.collect import SEED, once
+from attractor.lab.comparison import compare, table
 from attractor.lab.errors import ConfigError
-from attractor.lab.evaluation import corruptions, evaluate
-from attractor.lab.network import Recall
+from attractor.lab.jobs import Job
 from attractor.lab.report import TASK_WORDS, title
-from attractor.lab.runs import TrainedModel, load_run, same_data
+from attractor.lab.runs import TrainedModel, enough_steps, load_run, same_data
 
-BATCH = 256  # images at a time
-PREDICTED = 2  # batches whose predicted patches are looked at
+# what the corruptions and the references follow from, beside what `same_data` looks at
+SHARED = ("data.train_images", "eval.seed")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model, or reference, on one task. The lists have an entry for each training seed.
+def load_jobs(sweep: Path) -> tuple[dict[int, list[TrainedModel]], list[str]]:
+    """The finished runs of a sweep, by patch size, and a line for each job that has not finished.
 
-    at_best: errors of all test images at the chosen t, (images,). curve: of some of them at t = 1 .. T,
-    (images, T). variances: within each predicted patch at the chosen t, of all patches in one vector.
-    examples, of the first seed alone: pixels (B, C, H, W) at t = 1 .. T.
+    Raises ConfigError if there is none, or if the runs of one model differ in more than their seed.
     """
-
-    at_best: list[Tensor] = field(default_factory=list)
-    curves: list[Tensor] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
-    variances: list[Tensor] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    examples: list[Tensor] = field(default_factory=list)
-
-    @property
-    def errors(self) -> list[float]:
-        """Test error of each seed."""
-        return [float(errors.mean()) for errors in self.at_best]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.errors)
-
-    def cell(self) -> str:
-        """For a table: mean and standard deviation over seeds, and the t that validation chose."""
-        spread = f" ± {statistics.stdev(self.errors):.4f}" if len(self.errors) > 1 else ""
-        times = sorted(set(self.chosen))
-        at = f" (t = {', '.join(map(str, times))})" if self.curves[0].shape[1] > 1 else ""
-        return f"{self.mean:.4f}{spread}{at}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        curve = torch.stack(self.curves).mean(0)  # over seeds
-        deviation = curve.std(0, correction=1 if len(curve) > 1 else 0)
-        return {
-            "test_error": self.errors,
-            "chosen_t": self.chosen,
-            "curve": curve.mean(0).tolist(),
-            "curve_std_over_images": deviation.tolist(),
-            "mean_patch_variance": float(torch.cat(self.variances).mean()),
-            "train_seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All rows of one patch size. rows: task -> name -> row; originals: task -> variances in the images."""
-
-    patch: int
-    images: dict[str, int]  # of the table and of the curves
-    rows: dict[str, dict[str, Row]]
-    originals: dict[str, Tensor]
-    few: dict[str, Corrupted]  # the images of the pictures
-
-    def above(self, task: str, name: str, other: str) -> tuple[float, float]:
-        """How much more error `name` has than `other`, and its paired standard error over images."""
-        mine, its = (torch.stack(self.rows[task][key].at_best).mean(0) for key in (name, other))
-        difference = mine - its
-        return float(difference.mean()), float(difference.std() / len(difference) ** 0.5)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for results.json."""
-        tasks = {}
-        for task, rows in self.rows.items():
-            tasks[task] = {name: row.to_json() for name, row in rows.items()}
-            for name in rows:
-                others = {other: self.above(task, name, other) for other in REFERENCES if other != name}
-                tasks[task][name]["above"] = {
-                    other: {"mse": mse, "standard_error": error} for other, (mse, error) in others.items()
-                }
-        original = {task: float(values.mean()) for task, values in self.originals.items()}
-        return {
-            "patch": self.patch,
-            "images": self.images,
-            "mean_patch_variance_of_originals": original,
-            "tasks": tasks,
-        }
-
-
-def compare(
-    runs: Sequence[TrainedModel],
-    splits: ImageSplits,
-    *,
-    images: int | None,
-    curve_images: int,
-    steps: int,
-    examples: int = 3,
-    progress: Callable[[str], Any] = lambda text: None,
-) -> Comparison:
-    """Evaluate runs of one patch size, of several models and seeds, with the references."""
-    first = runs[0]
-    patch, seed = first.config.model.patch, first.config.eval.seed
-    tasks = build_tasks(same_data(runs), patch=patch, side=splits.side)
-    references = assessment.references(
-        splits, tasks.values(), validation_images=len(splits.validation), seed=seed
-    )
-    test = splits.test if images is None else splits.test[:images]
-    rows: dict[str, dict[str, Row]] = {}
-    originals, few = {}, {}
-    for name, task in tasks.items():
-        every = corruptions(task, test, seed=seed, batch_size=BATCH)
-        some = corruptions(task, test[:curve_images], seed=seed, batch_size=BATCH)
-        looked_at = some[:PREDICTED]
-        few[name] = corruptions(task, test[:examples], seed=seed, batch_size=examples)[0]
-        originals[name] = torch.cat([_variances(b.original, b, patch) for b in looked_at])
-        rows[name] = {}
-        for key, model, t, seconds in _models(runs, references, name):
-            progress(f"{name}, {title(key)}")
-            at_best = evaluate({key: model}, every, steps=t).errors[key][:, -1]
-            curve = evaluate({key: model}, some, steps=steps).errors[key]
-            variances = torch.cat([_variances(_at(model, b, t), b, patch) for b in looked_at])
-            row = rows[name].setdefault(key, Row())
-            row.at_best.append(at_best)
-            row.curves.append(curve)
-            row.chosen.append(t)
-            row.variances.append(variances)
-            row.seconds.append(seconds)
-            if not row.examples:
-                row.examples.extend(islice(model.reconstruct(few[name]), steps))
-    counts = {"table": len(test), "curves": min(curve_images, len(test))}
-    return Comparison(patch, counts, rows, originals, few)
-
-
-def _models(
-    runs: Sequence[TrainedModel], references: dict[str, Reconstructor], task: str
-) -> Iterator[tuple[str, Reconstructor, int, float]]:
-    """(row, model, chosen t, seconds of training) of runs that have learned the task, then references."""
-    for run in runs:
-        for row, choice in run.choices.get(task, {}).items():
-            seconds = float(run.results["cost"]["train_seconds"])
-            yield row, Recall(run.network, choice.retrieval), choice.retrieval.steps or 1, seconds
-    for name, model in references.items():
-        yield name, model, 1, 0.0
-
-
-def _at(model: Reconstructor, batch: Corrupted, t: int) -> Tensor:
-    *_, prediction = islice(model.reconstruct(batch), t)
-    return prediction
-
-
-def _variances(pixels: Tensor, batch: Corrupted, patch: int) -> Tensor:
-    """Variance of the pixels within each patch, of the masked patches or of all, in squared pixels."""
-    patches = to_patches(pixels.clamp(0, 1), patch=patch)  # (B, N, K)
-    variances = patches.var(-1, correction=0)
-    return variances.flatten() if batch.mask is None else variances[batch.mask]
-
-
-def table(comparison: Comparison) -> str:
-    """A Markdown table: mean ± standard deviation over seeds, learned models first, the best one bold."""
-    names = list(dict.fromkeys(name for rows in comparison.rows.values() for name in rows))
-    names.sort(key=REFERENCES.__contains__)
-    best = {task: min(rows, key=lambda name: rows[name].mean) for task, rows in comparison.rows.items()}
-    lines = ["| model | " + " | ".join(TASK_WORDS[task] for task in comparison.rows) + " |"]
-    lines.append("|---" * (1 + len(comparison.rows)) + "|")
-    for name in names:
-        cells = []
-        for task, rows in comparison.rows.items():
-            cell = rows[name].cell() if name in rows else "-"
-            cells.append(f"**{cell}**" if best[task] == name else cell)
-        lines.append(f"| {title(name)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def by_patch(sweep: Path) -> dict[int, list[TrainedModel]]:
-    """The finished runs of a sweep, by patch size. Raises ConfigError if there is none."""
     if not sweep.is_dir():
         raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of the sweep")
     found, _ = once(jobs.of_sweep(sweep))  # a configuration that ran twice is one sample
-    done = [load_run(job.path) for job in found if job.state == jobs.DONE]
+    done = [job for job in found if job.state == jobs.DONE]
     if not done:
         raise ConfigError(f"{sweep} holds no finished run; train with uv run train.py -m experiment=paper")
+    _refuse_mixtures(sweep, done)
     groups: dict[int, list[TrainedModel]] = {}
-    for run in done:
-        groups.setdefault(run.config.model.patch, []).append(run)
-    return dict(sorted(groups.items()))
+    for job in done:
+        groups.setdefault(job.settings["model.patch"], []).append(load_run(job.path))
+    missing = [f"{job.state}: {job.path}" for job in found if job.state != jobs.DONE]
+    return dict(sorted(groups.items())), missing
+
+
+def _refuse_mixtures(sweep: Path, done: list[Job]) -> None:
+    """A mean over seeds is one over nothing else, and all models have the same references."""
+    rows: dict[tuple[int, str, str], list[Job]] = {}
+    for job in done:
+        for task in job.settings["task.names"]:
+            rows.setdefault((job.settings["model.patch"], job.settings["model.name"], task), []).append(job)
+    for (patch, model, task), members in rows.items():
+        others = [name for name in jobs.swept(members) if name not in (SEED, "task.names")]
+        if others:
+            raise ConfigError(
+                f"{sweep}: the runs of {title(model)} for {TASK_WORDS[task]}, {patch}x{patch} patches, "
+                f"differ in {', '.join(others)}; only seeds are averaged here, see attractor.lab.collect"
+            )
+    shared = [name for name in jobs.swept(done) if name in SHARED]
+    if shared:
+        raise ConfigError(f"the jobs of {sweep} differ in {', '.join(shared)}, and cannot be compared")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,8 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> list[Path]:
     """Compare, patch size by patch size, and write what came out; the files."""
     written: list[Path] = []
-    for patch, runs in by_patch(given.sweep).items():
+    for name in ("images", "curve_images", "steps"):
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    groups, missing = load_jobs(given.sweep)
+    for line in missing:
+        print(f"warning: not compared, {line}")
+    for runs in groups.values():
         same_data(runs)
+        enough_steps(runs, given.steps)
+    for patch, runs in groups.items():
         data = runs[0].config.data
         splits = build_data(replace(data, root=given.root or data.root))
         with tqdm(desc=f"{patch}x{patch} patches", bar_format="{desc}  {elapsed}  {postfix}") as bar:

@@ -1,4 +1,4 @@
-"""The paper's figures 1 and 2, of a `paper.Comparison`."""
+"""The paper's figures 1 and 2, of a `Comparison`."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from attractor.lab.comparison import Comparison, Row
 from attractor.lab.config import REFERENCES
 from attractor.lab.examples import seen, visible
 from attractor.lab.figures import (
@@ -20,7 +21,6 @@ from attractor.lab.figures import (
     save,
     show,
 )
-from attractor.lab.paper import Comparison, Row
 from attractor.lab.report import TASK_WORDS, title
 
 TIMES = (1, 2, 5, 20, 100)  # of the pictures

@@ -103,8 +103,8 @@ def _take_up(raw: DictConfig, path: Path, objective: Objective) -> float | None:
     different = different_from(raw, job)
     if different:
         end(refusal({path: different}), 2)
-    if job.state == jobs.DONE and objective.value in job.metrics:
-        done = job.metrics[objective.value]
+    if job.state == jobs.DONE:
+        done = job.metrics.get(objective.value, worst(objective))  # of another task it has no error
         print(f"job {path.name} is done already: {objective.value} {done:.6g}")
         return done
     status = read_status(path)

@@ -16,8 +16,13 @@ from attractor.lab.report import title
 # Fields whose values make other tasks or other scales, and what cannot be compared across them
 _APART = {
     "data.name": "errors",
+    "task.names": "val, the mean of other tasks,",
+    "task.mask_fraction": "errors",
+    "task.noise_variance": "errors",
     "model.patch": "errors of masked prediction, whose grain it is, and log pseudo-likelihoods",
+    "model.measure": "log pseudo-likelihoods",
     "model.span": "log pseudo-likelihoods",
+    "model.projection": "log pseudo-likelihoods",
     "model.name": "log pseudo-likelihoods, unless their measure is the same,",
 }
 

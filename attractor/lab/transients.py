@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from attractor.lab import checkpoints, command, files, jobs
+from attractor.lab import checkpoints, command, files, jobs, manifest
 from attractor.lab.build import build_data, build_tasks
 from attractor.lab.collect import SEED, collect
 from attractor.lab.config import MapName, TaskName
@@ -112,7 +112,13 @@ def _run(given: argparse.Namespace) -> list[Path]:
                 newest = checkpoints.load(run.folder / "checkpoints", rows=run.network.rows)
                 checkpoints.fill(run.network.weights, newest, run.folder)
                 step = newest.step
-            key = {"step": step, "train_images": run.config.data.train_images, "seed": run.config.seed}
+            key = {
+                "step": step,
+                "train_images": run.config.data.train_images,
+                "seed": run.config.seed,
+                # trained anew, even the same step holds other couplings
+                "checkpoint": manifest.read(run.folder / "checkpoints" / f"step-{step}")["sha256"],
+            }
             known = earlier.get(name, {})
             if known.get("key") == key and known.get("retrieval") == retrieval.to_json():
                 results["jobs"][name] = known
@@ -129,7 +135,8 @@ def _run(given: argparse.Namespace) -> list[Path]:
                     progress=bar.update,
                 )
                 results["jobs"][name] = {"key": key} | found
-                files.write(path, json.dumps(results) + "\n")
+                kept = results | {"jobs": earlier | results["jobs"]}  # later ones may be known
+                files.write(path, json.dumps(kept) + "\n")
             bar.n = len(results["jobs"]) * 2 * given.steps  # states that have all arrived end early
             bar.refresh()
     files.write(path, json.dumps(results) + "\n")

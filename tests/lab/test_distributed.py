@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from attractor.lab import checkpoints
 from attractor.lab.build import build_network
 from attractor.lab.config import MapName
-from attractor.lab.distributed import Processes, joined, launched, refuse_draws
+from attractor.lab.distributed import Processes, joined, launched, refuse_clocks, refuse_draws
 from attractor.lab.errors import ConfigError
 from attractor.lab.folder import RunFolder
 from attractor.lab.resuming import continued
@@ -302,6 +302,14 @@ def test_draws_are_not_shared(make_config) -> None:
     refuse_draws([MapName.attention], Processes(Ranks(1, 2)))
     with pytest.raises(ConfigError, match="gibbs draws at random"):
         refuse_draws(maps, Processes(Ranks(1, 2)))
+
+
+def test_clocks_are_not_shared() -> None:
+    """Each process would follow its own: other rates, another last step, rows of different couplings."""
+    refuse_clocks(10.0, Processes())
+    refuse_clocks(None, Processes(Ranks(1, 2)))
+    with pytest.raises(ConfigError, match=r"train\.max_seconds is 10"):
+        refuse_clocks(10.0, Processes(Ranks(1, 2)))
 
 
 def test_without_torchrun_a_run_is_alone(make_config, monkeypatch: pytest.MonkeyPatch) -> None:

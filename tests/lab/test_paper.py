@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from attractor.images import Corrupted
+from attractor.lab import comparison as compared
 from attractor.lab import paper, paper_figures
 from attractor.lab.build import build_data
+from attractor.lab.comparison import Comparison, Row, compare, table
 from attractor.lab.config import REFERENCES
 from attractor.lab.errors import ConfigError
-from attractor.lab.paper import Comparison, Row, by_patch, compare, table
+from attractor.lab.paper import load_jobs
 
 ARMS = {
     "0": ("seed=0",),
@@ -36,7 +38,7 @@ def sweep(train_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def comparison(sweep: Path) -> Comparison:
-    runs = by_patch(sweep)[2]
+    runs = load_jobs(sweep)[0][2]
     return compare(runs, build_data(runs[0].config.data), images=9, curve_images=9, steps=6)
 
 
@@ -46,7 +48,50 @@ def results_of(sweep: Path, name: str) -> dict:
 
 def test_runs_are_grouped_by_patch(sweep: Path) -> None:
     """The patch is the grain of the mask: errors at 2x2 and at 4x4 are not of one task."""
-    assert {patch: len(runs) for patch, runs in by_patch(sweep).items()} == {2: 4, 4: 1}
+    groups, missing = load_jobs(sweep)
+    assert {patch: len(runs) for patch, runs in groups.items()} == {2: 4, 4: 1}
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("seed=2", "rule=hebb"),
+            r"bare self-attention .* 2x2 patches, differ in rule; only seeds are averaged",
+        ),
+        (("model=local_attention", "data.train_images=99"), r"differ in data\.train_images"),
+    ],
+)
+def test_a_mean_over_seeds_is_over_nothing_else(
+    overrides: tuple[str, ...], said: str, sweep: Path, train_run, tmp_path: Path
+) -> None:
+    """Runs of other rules or other data are no further seeds: refused, with what differs; exit code 2."""
+    for name in "01":
+        (tmp_path / name).symlink_to(sweep / name)
+    train_run(tmp_path / "2", *overrides)
+    with pytest.raises(ConfigError, match=said):
+        load_jobs(tmp_path)
+    assert paper.main([str(tmp_path)]) == 2
+
+
+def test_what_is_not_compared_is_said(sweep: Path, tmp_path: Path) -> None:
+    """A job that has failed is no seed of a mean, and must not be missing from it in silence."""
+    (tmp_path / "0").symlink_to(sweep / "0")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "status.json").write_text('{"status": "failed", "error": "no"}')
+    groups, missing = load_jobs(tmp_path)
+    assert [run.folder.name for run in groups[2]] == ["0"]
+    assert missing == [f"failed: {tmp_path / '1'}"]
+
+
+@pytest.mark.parametrize("asked", ["--images=0", "--curve-images=-5", "--steps=1"])
+def test_what_cannot_be_shown_is_refused_first(asked: str, sweep: Path, capsys) -> None:
+    """No images, or fewer iterations than a t that was chosen: exit code 2 before anything is evaluated."""
+    assert paper.main([str(sweep), asked]) == 2
+    assert not (sweep / "comparison").exists()
+    said = capsys.readouterr().err
+    assert "must be at least 1" in said or "give steps=" in said
 
 
 def test_the_errors_are_those_of_the_runs(sweep: Path, comparison: Comparison) -> None:
@@ -72,7 +117,7 @@ def test_the_table_spreads_over_seeds_and_marks_the_best(comparison: Comparison)
     """Mean ± standard deviation where there are seeds, the lowest mean of a column bold, whoever it is."""
     lines = table(comparison).splitlines()
     row = comparison.rows["masked"]["bare_attention"]
-    spread = f"{statistics.fmean(row.errors):.4f} ± {statistics.stdev(row.errors):.4f}"
+    spread = f"{statistics.fmean(row.errors):.4f} ± {statistics.stdev(row.errors):.4f} (2 seeds; t = "
     (line,) = [line for line in lines if line.startswith("| bare self-attention |")]
     assert spread in line
     for column, rows in enumerate(comparison.rows.values(), start=2):
@@ -98,7 +143,7 @@ def test_variance_is_that_within_the_masked_patches() -> None:
     pixels[..., 2:, 2] = 1.0  # patch 3 too
     mask = torch.tensor([[True, True, False, False]])
     batch = Corrupted("masked", pixels, pixels, mask)
-    found = paper._variances(pixels, batch, 2)
+    found = compared._variances(pixels, batch, 2)
     assert found.tolist() == [0.25, 0.0]
 
 
@@ -119,9 +164,9 @@ def test_a_row_of_one_seed_has_no_spread() -> None:
 def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
     """With what to do instead; the command exits with 2."""
     with pytest.raises(ConfigError, match="no finished run"):
-        by_patch(tmp_path)
+        load_jobs(tmp_path)
     with pytest.raises(ConfigError, match="is not a folder"):
-        by_patch(tmp_path / "none")
+        load_jobs(tmp_path / "none")
     assert paper.main([str(tmp_path)]) == 2
 
 

@@ -1,0 +1,193 @@
+"""Runs of one patch size, side by side with the references: errors, curves, variances, the table.
+
+Every model and every seed sees the same corruptions, so that errors can be compared image by image.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attractor.images import Corrupted, ImageSplits, Reconstructor, to_patches
+from attractor.lab import assessment
+from attractor.lab.build import build_tasks
+from attractor.lab.config import REFERENCES
+from attractor.lab.evaluation import corruptions, evaluate
+from attractor.lab.network import Recall
+from attractor.lab.report import TASK_WORDS, title
+from attractor.lab.runs import TrainedModel, same_data
+
+BATCH = 256  # images at a time
+PREDICTED = 2  # batches whose predicted patches are looked at
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, or reference, on one task. The lists have an entry for each training seed.
+
+    at_best: errors of all test images at the chosen t, (images,). curve: of some of them at t = 1 .. T,
+    (images, T). variances: within each predicted patch at the chosen t, of all patches in one vector.
+    examples, of the first seed alone: pixels (B, C, H, W) at t = 1 .. T.
+    """
+
+    at_best: list[Tensor] = field(default_factory=list)
+    curves: list[Tensor] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    variances: list[Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    examples: list[Tensor] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[float]:
+        """Test error of each seed."""
+        return [float(errors.mean()) for errors in self.at_best]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.errors)
+
+    def cell(self) -> str:
+        """For a table: mean and standard deviation over n seeds, and the t that validation chose."""
+        n = len(self.errors)
+        spread = f" ± {statistics.stdev(self.errors):.4f}" if n > 1 else ""
+        notes = [f"{n} seeds"] if n > 1 else []
+        if self.curves[0].shape[1] > 1:
+            notes.append(f"t = {', '.join(map(str, sorted(set(self.chosen))))}")
+        return f"{self.mean:.4f}{spread}" + (f" ({'; '.join(notes)})" if notes else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        curve = torch.stack(self.curves).mean(0)  # over seeds
+        deviation = curve.std(0, correction=1 if len(curve) > 1 else 0)
+        return {
+            "test_error": self.errors,
+            "chosen_t": self.chosen,
+            "curve": curve.mean(0).tolist(),
+            "curve_std_over_images": deviation.tolist(),
+            "mean_patch_variance": float(torch.cat(self.variances).mean()),
+            "train_seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one patch size. rows: task -> name -> row; originals: task -> variances in the images."""
+
+    patch: int
+    images: dict[str, int]  # of the table and of the curves
+    rows: dict[str, dict[str, Row]]
+    originals: dict[str, Tensor]
+    few: dict[str, Corrupted]  # the images of the pictures
+
+    def above(self, task: str, name: str, other: str) -> tuple[float, float]:
+        """How much more error `name` has than `other`, and its paired standard error over images."""
+        mine, its = (torch.stack(self.rows[task][key].at_best).mean(0) for key in (name, other))
+        difference = mine - its
+        deviation = difference.std(correction=1 if len(difference) > 1 else 0)
+        return float(difference.mean()), float(deviation / len(difference) ** 0.5)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for results.json."""
+        tasks = {}
+        for task, rows in self.rows.items():
+            tasks[task] = {name: row.to_json() for name, row in rows.items()}
+            for name in rows:
+                others = {other: self.above(task, name, other) for other in REFERENCES if other != name}
+                tasks[task][name]["above"] = {
+                    other: {"mse": mse, "standard_error": error} for other, (mse, error) in others.items()
+                }
+        original = {task: float(values.mean()) for task, values in self.originals.items()}
+        return {
+            "patch": self.patch,
+            "images": self.images,
+            "mean_patch_variance_of_originals": original,
+            "tasks": tasks,
+        }
+
+
+def compare(
+    runs: Sequence[TrainedModel],
+    splits: ImageSplits,
+    *,
+    images: int | None,
+    curve_images: int,
+    steps: int,
+    examples: int = 3,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> Comparison:
+    """Evaluate runs of one patch size, of several models and seeds, with the references."""
+    first = runs[0]
+    patch, seed = first.config.model.patch, first.config.eval.seed
+    tasks = build_tasks(same_data(runs), patch=patch, side=splits.side)
+    references = assessment.references(
+        splits, tasks.values(), validation_images=len(splits.validation), seed=seed
+    )
+    test = splits.test if images is None else splits.test[:images]
+    rows: dict[str, dict[str, Row]] = {}
+    originals, few = {}, {}
+    for name, task in tasks.items():
+        every = corruptions(task, test, seed=seed, batch_size=BATCH)
+        some = corruptions(task, test[:curve_images], seed=seed, batch_size=BATCH)
+        looked_at = some[:PREDICTED]
+        few[name] = corruptions(task, test[:examples], seed=seed, batch_size=examples)[0]
+        originals[name] = torch.cat([_variances(b.original, b, patch) for b in looked_at])
+        rows[name] = {}
+        for key, model, t, seconds in _models(runs, references, name):
+            progress(f"{name}, {title(key)}")
+            at_best = evaluate({key: model}, every, steps=t).errors[key][:, -1]
+            curve = evaluate({key: model}, some, steps=steps).errors[key]
+            variances = torch.cat([_variances(_at(model, b, t), b, patch) for b in looked_at])
+            row = rows[name].setdefault(key, Row())
+            row.at_best.append(at_best)
+            row.curves.append(curve)
+            row.chosen.append(t)
+            row.variances.append(variances)
+            row.seconds.append(seconds)
+            if not row.examples:
+                row.examples.extend(islice(model.reconstruct(few[name]), steps))
+    counts = {"table": len(test), "curves": min(curve_images, len(test))}
+    return Comparison(patch, counts, rows, originals, few)
+
+
+def _models(
+    runs: Sequence[TrainedModel], references: dict[str, Reconstructor], task: str
+) -> Iterator[tuple[str, Reconstructor, int, float]]:
+    """(row, model, chosen t, seconds of training) of runs that have learned the task, then references."""
+    for run in runs:
+        for row, choice in run.choices.get(task, {}).items():
+            seconds = float(run.results["cost"]["train_seconds"])
+            yield row, Recall(run.network, choice.retrieval), choice.retrieval.steps or 1, seconds
+    for name, model in references.items():
+        yield name, model, 1, 0.0
+
+
+def _at(model: Reconstructor, batch: Corrupted, t: int) -> Tensor:
+    *_, prediction = islice(model.reconstruct(batch), t)
+    return prediction
+
+
+def _variances(pixels: Tensor, batch: Corrupted, patch: int) -> Tensor:
+    """Variance of the pixels within each patch, of the masked patches or of all, in squared pixels."""
+    patches = to_patches(pixels.clamp(0, 1), patch=patch)  # (B, N, K)
+    variances = patches.var(-1, correction=0)
+    return variances.flatten() if batch.mask is None else variances[batch.mask]
+
+
+def table(comparison: Comparison) -> str:
+    """A Markdown table: mean ± standard deviation over seeds, learned models first, the best one bold."""
+    names = list(dict.fromkeys(name for rows in comparison.rows.values() for name in rows))
+    names.sort(key=REFERENCES.__contains__)
+    best = {task: min(rows, key=lambda name: rows[name].mean) for task, rows in comparison.rows.items()}
+    lines = ["| model | " + " | ".join(TASK_WORDS[task] for task in comparison.rows) + " |"]
+    lines.append("|---" * (1 + len(comparison.rows)) + "|")
+    for name in names:
+        cells = []
+        for task, rows in comparison.rows.items():
+            cell = rows[name].cell() if name in rows else "-"
+            cells.append(f"**{cell}**" if best[task] == name else cell)
+        lines.append(f"| {title(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
