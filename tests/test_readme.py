@@ -114,3 +114,13 @@ def test_every_file_the_readme_names_exists() -> None:
     assert named
     for link, path in named:
         assert (ROOT / (link or path)).exists(), link or path
+
+
+def test_measured_numbers_of_the_readme_are_those_of_the_results() -> None:
+    """Every row of the README that has an error with a spread stands in docs/results.md, number by number."""
+    results = (ROOT / "docs" / "results.md").read_text().replace("*", "")
+    rows = [line for line in README.replace("*", "").splitlines() if line.startswith("|") and "±" in line]
+    assert rows
+    for row in rows:
+        for number in re.findall(r"0\.\d{4} ± 0\.\d{4}", row):
+            assert number in results, row
