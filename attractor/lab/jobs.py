@@ -61,7 +61,9 @@ class Job:
         return json.dumps(asked, sort_keys=True) if asked else str(self.path)
 
     def asked(self, names: list[str]) -> str:
-        """The values of these fields, as one would type them."""
+        """The values of these fields, as one would type them; of a job not started, what the sweep set."""
+        if self.state == NOT_STARTED and self.overrides:
+            return " ".join(self.overrides)
         return " ".join(f"{name}={shown(self.settings.get(name))}" for name in names)
 
 
@@ -157,15 +159,27 @@ def _there(sweep: Path) -> list[str]:
 
 
 def _assumed(job: Job, known: list[Job]) -> dict[str, Any]:
-    """What a job would have been asked: the settings of the one most like it, with its own overrides."""
+    """What a job would have been asked: the settings of the one most like it, with its own overrides.
+
+    An option of a group that sets fields of others, like arm, stands for what the others with it have; if
+    there are none, the job's settings are what is overridden alone.
+    """
     given, values = set(job.overrides), {}
     if known:
-        like = max(known, key=lambda other: len(given & set(other.overrides)))
-        given, values = given - set(like.overrides), dict(like.settings)
+        groups = {override for override in given if not _sets_itself(override, known[0].settings)}
+        like = max(known, key=lambda other: [len(of & set(other.overrides)) for of in (groups, given)])
+        if groups <= set(like.overrides):
+            given, values = given - set(like.overrides), dict(like.settings)
+        given -= groups
     for name, value in leaves(OmegaConf.from_dotlist(sorted(given))).items():
         # of another rule or model the fields are not known
         values = {key: old for key, old in values.items() if not within(key, (name,))} | {name: value}
     return values
+
+
+def _sets_itself(override: str, settings: dict[str, Any]) -> bool:
+    """Whether it names a field, or a group whose options set fields of that name, like model."""
+    return any(within(name, (override.partition("=")[0],)) for name in settings)
 
 
 def _follows(name: str, varied: list[str], known: list[dict[str, Any]]) -> bool:

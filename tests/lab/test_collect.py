@@ -137,7 +137,7 @@ def test_what_is_not_done_is_counted_and_listed(rates: Path, make: Make) -> None
         f"failed: {rates / '10'}  rule.learning_rate=0.01 seed=1\n      NonFiniteError: row 3",
         f"interrupted: {rates / '11'}  rule.learning_rate=0.1 seed=2\n      Terminated: SIGTERM",
         f"running: {rates / '12'}  rule.learning_rate=0.1 seed=3",
-        f"not started: {rates / '13'}  rule.learning_rate=0.1 seed=4",
+        f"not started: {rates / '13'}  rule.learning_rate=1e-1 seed=4",
     ):
         assert line in text
     assert "2 of 5" in text
@@ -359,3 +359,17 @@ def test_a_sweep_without_results_has_a_table(make: Make) -> None:
     sweep = make("0", "seed=0", status="failed", error="E: x")
     assert main([str(sweep)]) == 0
     assert not (sweep / "figures").exists()
+
+
+def test_what_an_arm_stands_for_is_not_made_up(make: Make) -> None:
+    """A job that has not started is like one of the same arm; of a new one its overrides alone are known.
+
+    Else a transformer that is to come would be listed, and counted, as a missing bare self-attention.
+    """
+    sweep = make("0", "rule.learning_rate=0.1", "seed=0", results=measures(0.4, 0.1))
+    plan = {"0": ["seed=0", "arm=a"], "1": ["seed=1", "arm=a"], "2": ["seed=0", "arm=b"]}
+    (sweep / "sweep.json").write_text(json.dumps({"jobs": plan}))
+    _, second, third = jobs.of_sweep(sweep)
+    assert (second.settings["rule.learning_rate"], second.settings["seed"]) == (0.1, 1)
+    assert third.settings == {"seed": 0}
+    assert third.asked(["seed", "rule.learning_rate"]) == "seed=0 arm=b"
