@@ -180,7 +180,8 @@ def _variances(pixels: Tensor, batch: Corrupted, patch: int) -> Tensor:
 def table(comparison: Comparison) -> str:
     """A Markdown table: mean ± standard deviation over seeds, learned models first, the best one bold."""
     names = list(dict.fromkeys(name for rows in comparison.rows.values() for name in rows))
-    names.sort(key=REFERENCES.__contains__)
+    bases = [name.partition("+")[0] for name in names]
+    names.sort(key=lambda name: (name in REFERENCES, bases.index(name.partition("+")[0])))
     best = {task: min(rows, key=lambda name: rows[name].mean) for task, rows in comparison.rows.items()}
     lines = ["| model | " + " | ".join(TASK_WORDS[task] for task in comparison.rows) + " |"]
     lines.append("|---" * (1 + len(comparison.rows)) + "|")
