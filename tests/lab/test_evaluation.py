@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attractor.baselines import TrainingMean
 from attractor.images import Corrupted, Denoise, ImageSplits, Masked, to_pixels
-from attractor.lab.assessment import validation_batch
+from attractor.lab.assessment import references, validation_batch
 from attractor.lab.config import MapName
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, overlaps, summarise
 from attractor.lab.network import AttractorNetwork, Recall, Retrieval
@@ -215,3 +215,24 @@ def test_an_empty_state_has_no_overlap(make_network: MakeNetwork, splits: ImageS
     batch = Corrupted("masked", pixels, torch.zeros_like(pixels), hidden, torch.ones(9, 1, 4, 4).bool())
     found = overlaps(make_network(scale=1.0), Retrieval(MapName.attention), [batch], steps=1)
     assert torch.equal(found[:, 0], torch.zeros(9))
+
+
+def test_references_of_another_job_are_fitted_anew(splits: ImageSplits) -> None:
+    """Equal images, tasks and seed get the same ones, whoever asks; other images, noise or seed never do.
+
+    A sweep over P or over the noise would else be held against the references of its first job.
+    """
+    asked = {"validation_images": 8, "seed": 0}
+    first = references(splits, TASKS, **asked)
+    again = references(replace(splits), TASKS, **asked)
+    assert all(again[name] is first[name] for name in first)
+    others = [
+        (splits.fewer(16), TASKS, asked),
+        (splits, [Masked(patch=2), Denoise(0.1)], asked),
+        (splits, TASKS, asked | {"validation_images": 4}),
+        (splits, TASKS, asked | {"seed": 1}),
+    ]
+    for images, tasks, given in others:
+        other = references(images, tasks, **given)
+        assert all(other[name] is not first[name] for name in first)
+        assert torch.equal(other["memory"].train, images.train)
