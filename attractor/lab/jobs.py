@@ -44,6 +44,7 @@ class Job:
     results: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()  # what the sweep set, where that is known
+    own: tuple[str, ...] = ()  # those of them that not all jobs have
 
     @property
     def name(self) -> str:
@@ -62,8 +63,8 @@ class Job:
 
     def asked(self, names: list[str]) -> str:
         """The values of these fields, as one would type them; of a job not started, what the sweep set."""
-        if self.state == NOT_STARTED and self.overrides:
-            return " ".join(self.overrides)
+        if self.state == NOT_STARTED and self.own:
+            return " ".join(self.own)
         return " ".join(f"{name}={shown(self.settings.get(name))}" for name in names)
 
 
@@ -103,6 +104,8 @@ def of_sweep(sweep: Path) -> list[Job]:
     """
     planned = planned_in(sweep)
     found = [read(sweep / name, overrides) for name, overrides in planned.items()]
+    shared = set.intersection(*map(set, planned.values())) if planned else set()
+    found = [replace(job, own=tuple(o for o in job.overrides if o not in shared)) for job in found]
     found = found or [read(sweep / name) for name in _there(sweep)]
     known = [job for job in found if job.settings]
     return sorted(
