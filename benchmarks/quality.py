@@ -24,9 +24,9 @@ from measure import save, table
 from attractor.lab import assessment, command, jobs
 from attractor.lab.build import build_data, build_tasks
 from attractor.lab.evaluation import evaluate
-from attractor.lab.figures import MODEL_COLOURS, PAGE, REFERENCE_STYLES, STYLE, legend_below
+from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, legend_below, reference_line
 from attractor.lab.jobs import Job
-from attractor.lab.report import TASK_WORDS, title
+from attractor.lab.report import TASK_WORDS, deviation, title, with_deviation
 from attractor.lab.runs import TrainedModel, load_run, same_data
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +46,8 @@ class Point:
     @property
     def cell(self) -> str:
         """Mean ± standard deviation over seeds, and the updates that the budget had room for."""
-        spread = f" ± {statistics.stdev(self.errors):.4f}" if len(self.errors) > 1 else ""
-        return f"{statistics.fmean(self.errors):.4f}{spread} ({statistics.fmean(self.updates):,.0f})"
+        error = with_deviation(statistics.fmean(self.errors), deviation(self.errors))
+        return f"{error} ({statistics.fmean(self.updates):,.0f})"
 
 
 def train(folder: Path, budget: int, overrides: Mapping[str, str]) -> list[Job]:
@@ -112,9 +112,7 @@ def draw(points: dict[str, dict[str, dict[int, Point]]], lines: dict[str, dict[s
                 errors = [statistics.fmean(point.errors) for point in budgets.values()]
                 axes.plot(seconds, errors, "o-", color=colour, markersize=3, label=model)
             for name, error in lines[task].items():
-                axes.axhline(
-                    error, color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0
-                )
+                reference_line(axes, name, error)
             axes.set_xscale("log")
             axes.set_ylim(0, None)
             axes.set_xlabel("seconds of training")
@@ -124,19 +122,20 @@ def draw(points: dict[str, dict[str, dict[int, Point]]], lines: dict[str, dict[s
         return figure
 
 
-def main(overrides: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Train what is not trained yet, budget by budget; after each of them, table and figure."""
-    given = dict(override.partition("=")[::2] for override in overrides)
+    given = command.overrides(arguments, __doc__)
     root = Path(given.pop("hydra.sweep.dir", "outputs/quality"))
     points: dict[str, dict[str, dict[int, Point]]] = {}
     lines: dict[str, dict[str, float]] = {}
+    done: list[int] = []
     for budget in BUDGETS:
+        done.append(budget)
         found = train(root / str(budget), budget, given)
         gather(found, budget, points)
         if not lines:
             lines = references([load_run(job.path) for job in found])
         for task, models in points.items():
-            done = [b for b in BUDGETS if any(b in budgets for budgets in models.values())]
             rows = [
                 [model, *(budgets[b].cell if b in budgets else "-" for b in done)]
                 for model, budgets in models.items()
@@ -150,7 +149,4 @@ def main(overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv):
-        print(__doc__)
-    else:
-        main(sys.argv[1:])
+    main(sys.argv[1:])

@@ -15,15 +15,9 @@ ROOT = Path(__file__).parents[1]
 FEWER = {"paper_quick": ["--images", "1000", "--curve-images", "200"]}
 
 
-def main(overrides: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run both commands; the exit code of the first one that fails."""
-    if {"-h", "--help"} & set(overrides):
-        print(__doc__)
-        return 0
-    given = dict(override.partition("=")[::2] for override in overrides if "=" in override)
-    if others := [override for override in overrides if "=" not in override]:
-        print(f"error: {others[0]!r} is no FIELD=VALUE; see --help", file=sys.stderr)
-        return 2
+    given = command.overrides(arguments, __doc__)
     experiment = given.setdefault("experiment", "paper")
     sweep = given.setdefault("hydra.sweep.dir", f"outputs/{experiment}")
     fields = [f"{name}={value}" for name, value in given.items()]

@@ -20,6 +20,7 @@ from attractor.lab.config import Objective
 from attractor.lab.errors import ConfigError
 from attractor.lab.jobs import Job, shown
 from attractor.lab.objective import MAXIMISED
+from attractor.lab.report import deviation, with_deviation
 
 SEED = "seed"  # what is averaged over
 
@@ -42,16 +43,13 @@ class Row:
         return statistics.fmean(values) if values else math.nan
 
     def deviation(self, metric: str) -> float:
-        """The standard deviation (of n - 1) over seeds; nan for fewer than two."""
-        values = self.values.get(metric, [])
-        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+        """Over seeds, see `report.deviation`."""
+        return deviation(self.values.get(metric, []))
 
     def cell(self, metric: str) -> str:
         if not self.values.get(metric):
             return "-"
-        deviation = self.deviation(metric)
-        spread = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
-        return f"{self.mean(metric):.4f}{spread}"
+        return with_deviation(self.mean(metric), self.deviation(metric))
 
 
 @dataclass(frozen=True)

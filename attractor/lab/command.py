@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from attractor.lab.errors import EXIT_CODES, exit_code
+from attractor.lab.errors import EXIT_CODES, ConfigError, exit_code
 
 
 def parser(module: str, description: str | None, *, sweep: str) -> argparse.ArgumentParser:
@@ -37,6 +37,24 @@ def carry_out(work: Callable[[], Iterable[Path]], sweep: Path) -> int:
         return 5
     say("\n".join(f"written: {path}" for path in written))
     return 0
+
+
+def at_least_one(given: argparse.Namespace, *names: str) -> None:
+    """Refuse counts below 1 (ConfigError); one that was not given is None, and all right."""
+    for name in names:
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def overrides(arguments: Sequence[str], description: str | None) -> dict[str, str]:
+    """FIELD=VALUE, as train.py takes them, by field. Ends with 0 after --help, with 2 for anything else."""
+    if {"-h", "--help"} & set(arguments):
+        print(description)
+        sys.exit(0)
+    if others := [argument for argument in arguments if "=" not in argument]:
+        print(f"error: {others[0]!r} is no FIELD=VALUE; see --help", file=sys.stderr)
+        sys.exit(2)
+    return dict(argument.partition("=")[::2] for argument in arguments)
 
 
 def child(arguments: Sequence[str | Path]) -> int:

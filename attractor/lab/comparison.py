@@ -18,7 +18,7 @@ from attractor.lab.build import build_tasks
 from attractor.lab.config import REFERENCES
 from attractor.lab.evaluation import corruptions, evaluate
 from attractor.lab.network import Recall
-from attractor.lab.report import TASK_WORDS, title
+from attractor.lab.report import TASK_WORDS, deviation, title, with_deviation
 from attractor.lab.runs import TrainedModel, same_data
 
 BATCH = 256  # images at a time
@@ -53,21 +53,21 @@ class Row:
     def cell(self) -> str:
         """For a table: mean and standard deviation over n seeds, and the t that validation chose."""
         n = len(self.errors)
-        spread = f" ± {statistics.stdev(self.errors):.4f}" if n > 1 else ""
         notes = [f"{n} seeds"] if n > 1 else []
         if self.curves[0].shape[1] > 1:
             notes.append(f"t = {', '.join(map(str, sorted(set(self.chosen))))}")
-        return f"{self.mean:.4f}{spread}" + (f" ({'; '.join(notes)})" if notes else "")
+        value = with_deviation(self.mean, deviation(self.errors))
+        return value + (f" ({'; '.join(notes)})" if notes else "")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         curve = torch.stack(self.curves).mean(0)  # over seeds
-        deviation = curve.std(0, correction=1 if len(curve) > 1 else 0)
+        over_images = curve.std(0, correction=1 if len(curve) > 1 else 0)
         return {
             "test_error": self.errors,
             "chosen_t": self.chosen,
             "curve": curve.mean(0).tolist(),
-            "curve_std_over_images": deviation.tolist(),
+            "curve_std_over_images": over_images.tolist(),
             "mean_patch_variance": float(torch.cat(self.variances).mean()),
             "train_seconds": self.seconds,
         }
@@ -87,8 +87,8 @@ class Comparison:
         """How much more error `name` has than `other`, and its paired standard error over images."""
         mine, its = (torch.stack(self.rows[task][key].at_best).mean(0) for key in (name, other))
         difference = mine - its
-        deviation = difference.std(correction=1 if len(difference) > 1 else 0)
-        return float(difference.mean()), float(deviation / len(difference) ** 0.5)
+        over_images = difference.std(correction=1 if len(difference) > 1 else 0)
+        return float(difference.mean()), float(over_images / len(difference) ** 0.5)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for results.json."""

@@ -40,6 +40,11 @@ _OBJECTIVES = {
 REFERENCE_STYLES = {"training_mean": ":", "regression": "--", "memory": "-."}
 
 
+def reference_line(axes: Axes, name: str, error: float) -> None:
+    """A grey line behind the curves, in the style of the reference `name`."""
+    axes.axhline(error, color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0)
+
+
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write name.png and name.pdf; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +103,7 @@ def _error_panel(axes: Axes, values: dict[str, Any], colours: dict[str, str]) ->
         axes.plot(chosen["t"], chosen["mse"], label="$t$ chosen on validation", **marker)
     for name in REFERENCES:
         error = values["models"][name]["mse"][0]
-        axes.axhline(error, color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0)
+        reference_line(axes, name, error)
         top = max(top, error)
     axes.set_xscale("log")
     axes.set_ylim(0, 1.08 * top)

@@ -81,9 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> list[Path]:
     """Compare, patch size by patch size, and write what came out; the files."""
     written: list[Path] = []
-    for name in ("images", "curve_images", "steps"):
-        if (value := getattr(given, name)) is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    command.at_least_one(given, "images", "curve_images", "steps")
     groups, missing = load_jobs(given.sweep)
     for line in missing:
         print(f"warning: not compared, {line}")

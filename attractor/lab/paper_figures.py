@@ -18,6 +18,7 @@ from attractor.lab.figures import (
     REFERENCE_STYLES,
     STYLE,
     legend_below,
+    reference_line,
     save,
     show,
 )
@@ -65,7 +66,7 @@ def _curve(axes: Axes, name: str, row: Row, colour: str | None) -> None:
     curve = torch.stack(row.curves).mean(0)  # over seeds, (images, T)
     mean, std = curve.mean(0).numpy(), curve.std(0, correction=0).numpy()
     if colour is None:
-        axes.axhline(mean[0], color="0.45", linestyle=REFERENCE_STYLES[name], label=title(name), zorder=0)
+        reference_line(axes, name, mean[0])
         return
     if len(mean) == 1:
         axes.axhline(mean[0], color=colour, linestyle="--", label=f"{title(name)}, one pass")

@@ -1,5 +1,8 @@
 """What a run says on the terminal: its header, its table, where everything is."""
 
+import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,16 @@ def title(model: str) -> str:
     name, _, variant = key.partition("+")
     words = TITLES.get(name, name) + (f" + {variant}" if variant else "")
     return f"{run}: {words}" if run else words
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation (of n - 1) over seeds; nan for fewer than two, or if one is not finite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+
+
+def with_deviation(mean: float, deviation: float, *, digits: int = 4) -> str:
+    """0.0336 ± 0.0001; the mean alone where there is no deviation."""
+    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
 
 
 def header(config: Config, splits: ImageSplits, network: Network) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attractor.lab.network import Retrieval
+from attractor.lab.report import deviation, with_deviation
 
 # What is in the tables, from the entry of a set of images in results.json
 Get = Callable[[dict[str, Any]], float]
@@ -60,9 +61,8 @@ class Row:
         return statistics.fmean(map(get, self.entries))
 
     def deviation(self, get: Get) -> float:
-        """The standard deviation (of n - 1) over seeds; nan for one."""
-        values = list(map(get, self.entries))
-        return statistics.stdev(values) if len(values) > 1 else math.nan
+        """Over seeds, see `report.deviation`."""
+        return deviation(list(map(get, self.entries)))
 
 
 def rows(results: dict[str, Any]) -> list[Row]:
@@ -173,11 +173,10 @@ def _cell(row: Row, name: str, get: Get) -> str:
     if name == "lifetime":  # a mean of what is only known to be longer is none
         lives = [entry["lifetime"] for entry in row.entries]
         return ", ".join(">= " * life["censored"] + str(life["iterations"]) for life in lives)
-    mean, deviation = row.mean(get), row.deviation(get)
     digits = 0 if name in COUNTS else 4 if "error" in name else 3
     if digits == 0 and len(row.jobs) > 1:
         digits = 1
-    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
+    return with_deviation(row.mean(get), row.deviation(get), digits=digits)
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

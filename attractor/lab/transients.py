@@ -78,9 +78,7 @@ def retrieval_of(run: TrainedModel, given: argparse.Namespace) -> Retrieval:
 
 def _run(given: argparse.Namespace) -> list[Path]:
     """Measure what is not yet measured, write tables and figures; the files."""
-    for name in ("images", "steps"):
-        if getattr(given, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(given, name)}")
+    command.at_least_one(given, "images", "steps")
     if not 0 < given.same <= 1:
         raise ConfigError(f"--same is an overlap in (0, 1], got {given.same:g}")
     if given.inertia < 0:

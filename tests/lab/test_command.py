@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from attractor.lab import command
+
 CHILD = """
 import signal, sys, time
 from pathlib import Path
@@ -53,3 +55,15 @@ def test_a_child_that_is_killed_has_the_code_of_a_shell() -> None:
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     done = subprocess.run([sys.executable, "-c", PARENT, killed], check=False, timeout=60)
     assert done.returncode == 137
+
+
+def test_fields_are_taken_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    """FIELD=VALUE, the first sign of equality counts; --help ends with 0, anything else with 2."""
+    assert command.overrides(["seed=0,1", "a.b=c=d"], None) == {"seed": "0,1", "a.b": "c=d"}
+    for words, code in ((["seed=0", "-h"], 0), (["-m", "seed=0"], 2)):
+        with pytest.raises(SystemExit) as end:
+            command.overrides(words, "what it does")
+        assert end.value.code == code
+    said = capsys.readouterr()
+    assert said.out == "what it does\n"
+    assert "'-m' is no FIELD=VALUE" in said.err
