@@ -1,0 +1,1 @@
+"""Studies: the experiments of `attractor.theory`, each one command, one figure and one page of docs/theory.md."""

@@ -1,0 +1,1 @@
+"""What attention is, said four ways, each as code that a test holds against an independent oracle."""
