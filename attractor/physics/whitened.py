@@ -3,14 +3,14 @@
     q_i = L_i^T x_i,    k_j = L_j^T x_j,    x_i . J_ij x_j = q_i . A_ij k_j,    J_ij = L_i A_ij L_j^T
     d/dA_ij = L_i^T (d/dJ_ij) L_j
 
-L_i whitens token i: L_i^T <x_i x_i^T> L_i = I, up to a ridge (`whitening.spectrum`). The optimiser moves A, and
-J follows. Every J belongs to one A, so whitening changes the path of learning and nothing else: with plain
-SGD, dJ_ij = eta (L_i L_i^T) g_ij (L_j L_j^T), the gradient preconditioned by the inverse second moments of both
-tokens; Adam then scales every entry of A by itself, so that it matters how L_i is rotated too. The rule stays
-local: dA_ij needs what dJ_ij does and the statistics of the tokens i and j.
+L_i whitens token i: L_i^T <x_i x_i^T> L_i = I, up to a ridge (`whitening.spectrum`). The optimiser moves
+A, and J follows. Every J belongs to one A, so whitening changes the path of learning and nothing else:
+with plain SGD, dJ_ij = eta (L_i L_i^T) g_ij (L_j L_j^T), the gradient preconditioned by the inverse second
+moments of both tokens; Adam then scales every entry of A by itself, so that it matters how L_i is rotated
+too. The rule stays local: dA_ij needs what dJ_ij does and the statistics of the tokens i and j.
 
-Ours; that regression as attention has whitened queries and keys, W_Q = W_K = L, is Tan & Zhao's (2026, arXiv
-2604.13656).
+Ours; that regression as attention has whitened queries and keys, W_Q = W_K = L, is Tan & Zhao's (2026,
+arXiv 2604.13656).
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,9 @@ class Whitened(Optimiser):
     ) -> None:
         for name, matrices in (("queries", queries), ("keys", keys)):
             if matrices is not None and (matrices.dim() != 3 or matrices.shape[1] != matrices.shape[2]):
-                raise ValueError(f"{name} are {tuple(matrices.shape)}, expected (N, D, D): a matrix a token")
+                raise ValueError(
+                    f"{name} are {tuple(matrices.shape)}, expected (N, D, D): a matrix a token"
+                )
         self.optimiser = optimiser
         self.queries, self.keys = queries, keys
         self.state = optimiser.state
@@ -47,7 +49,7 @@ class Whitened(Optimiser):
         rate: float,
         rows: Sequence[int] | None = None,
     ) -> bool:
-        """See `Optimiser`; all rows are turned, whichever of them move. Raises ValueError for other weights."""
+        """See `Optimiser`; all rows are turned, whichever move. ValueError for weights that do not fit."""
         self._check(weights)
         turned = {}
         for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""Whitened queries and keys. Oracles: the plain rule, autograd through J = L A L^T, the covariance itself."""
+"""Whitened queries and keys. Oracles: the plain rule, autograd through J = L A L^T, the covariance."""
 
 import pytest
 import torch

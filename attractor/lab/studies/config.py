@@ -21,6 +21,23 @@ class OlsAttentionConfig(TheoryConfig):
 @dataclass
 class QueryKeyConfig(TheoryConfig):
     runs: list[str] = field(default_factory=list)  # trained networks; empty: they are trained here
+    images: int = MISSING  # whose tokens are measured, at most
+    test_images: int = MISSING  # for the errors at every rank, at most
+    draws: int = MISSING  # of every random control
+    ridge: float = MISSING  # of the precision of all tokens, in units of their mean eigenvalue
+    # the transformers that are trained here, one for each task
+    width: int = MISSING
+    heads: int = MISSING
+    depth: int = MISSING
+    transformer_rate: float = MISSING
+    transformer_steps: int = MISSING
+    transformer_batch: int = MISSING
+    # the ablation of whitening, where networks are trained here
+    steps: int = MISSING
+    seeds: int = MISSING
+    ridges: list[float] = field(default_factory=list)  # of the whitening, in units of the mean eigenvalue
+    adam_rates: list[float] = field(default_factory=list)
+    sgd_rates: list[float] = field(default_factory=list)
 
 
 @dataclass
