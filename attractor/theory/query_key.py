@@ -11,10 +11,8 @@ the field -K_ij x_j on x_i, K = C^-1 the precision of all tokens of an image. In
 Sigma, of eigenvalue lambda_k, the prediction is v_k . M v_k = 1/lambda_k: a slope of -1 on logarithmic
 axes.
 
-The targets for J, the controls and the weighted factorisation are ours.
+The targets for J and the controls are ours.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -142,45 +140,18 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def factors(
-    matrix: Tensor, rank: int, *, left: Spectrum | None = None, right: Spectrum | None = None
-) -> tuple[Tensor, Tensor]:
-    """W_Q (r, E), W_K (r, D) whose W_Q^T W_K is the best approximation of rank r of M (E, D).
+def factors(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """W_Q (..., r, E) and W_K (..., r, D), whose W_Q^T W_K is nearest to M (..., E, D) of all of rank r.
 
-    Best in |M - W_Q^T W_K|; with the moments of what M acts on, in |A^(1/2) (M - W_Q^T W_K) B^(1/2)|: the
-    mean square error of the scores of independent queries (A = `left`) and keys (B = `right`), of the
-    fields M x with `right` alone. Both factors have the same singular values. Raises ValueError for r that
-    is not from 1 to the smaller of E and D.
+    By the singular value decomposition; both have the roots of the singular values. Raises ValueError for r
+    that is not from 1 to the smaller of E and D.
     """
-    if matrix.dim() != 2 or not 1 <= rank <= min(matrix.shape):
-        raise ValueError(f"the rank is {rank}, the matrix {tuple(matrix.shape)}; use 1 to its smaller side")
-    weighted = matrix
-    if left is not None:
-        weighted = left.power(0.5).to(matrix) @ weighted
-    if right is not None:
-        weighted = weighted @ right.power(0.5).to(matrix)
-    u, s, vh = torch.linalg.svd(weighted, full_matrices=False)
-    queries = (u[:, :rank] * s[:rank].sqrt()).T
-    keys = s[:rank].sqrt().unsqueeze(1) * vh[:rank]
-    if left is not None:
-        queries = queries @ left.power(-0.5).to(matrix)
-    if right is not None:
-        keys = keys @ right.power(-0.5).to(matrix)
-    return queries, keys
-
-
-def low_rank(blocks: Tensor, rank: int, *, keys: Sequence[Spectrum] | None = None) -> Tensor:
-    """J (N, N, D, D) with every J_ij at rank r, as in `factors`; `keys` are the moments of the N tokens."""
-    if not 1 <= rank <= blocks.shape[-1]:
-        raise ValueError(f"the rank is {rank}, the blocks are {tuple(blocks.shape[-2:])}; use 1 to D")
-    weighted = blocks
-    if keys is not None:
-        weighted = blocks @ torch.stack([k.power(0.5) for k in keys]).to(blocks)
-    u, s, vh = torch.linalg.svd(weighted, full_matrices=False)
-    truncated: Tensor = (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
-    if keys is not None:
-        truncated = truncated @ torch.stack([k.power(-0.5) for k in keys]).to(blocks)
-    return truncated
+    if not 1 <= rank <= min(matrices.shape[-2:]):
+        given = tuple(matrices.shape[-2:])
+        raise ValueError(f"the rank is {rank}, the matrices are {given}; use 1 to the smaller side")
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    roots = s[..., :rank].sqrt()
+    return (u[..., :rank] * roots.unsqueeze(-2)).mT, vh[..., :rank, :] * roots.unsqueeze(-1)
 
 
 def effective_rank(blocks: Tensor, *, share: float = 0.99) -> Tensor:

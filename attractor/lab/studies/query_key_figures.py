@@ -1,7 +1,7 @@
 """The figures of the study `query_key`, drawn from its results alone."""
 
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, legend_below, save
+from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, save
 from attractor.lab.studies.query_key_tables import coupling_rows, trained_layers
 from attractor.lab.studies.study import Results
 
@@ -30,7 +30,7 @@ def draw_covariance(results: Results, folder: Path) -> Path:
     if couplings:
         panels.append(_coupling_cosines)
     with rc_context(STYLE):
-        figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
+        figure = Figure(figsize=(PAGE, 3.3), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             panel(axes, results)
         return save(figure, folder, "query_key_covariance")
@@ -88,8 +88,10 @@ def _gains(axes: Axes, results: Results) -> None:
     axes.set_yscale("log")
     axes.set_xlabel(r"eigenvalue $\lambda_k$ of the tokens' covariance")
     axes.set_ylabel(r"gain $|v_k\cdot M v_k|$ (hollow: negative)")
-    axes.set_title(_short(network["label"]))
-    axes.legend(frameon=False)
+    trained = everything.min(), everything.max()
+    axes.set_xlim(trained[0] / 3, trained[1] * 3)  # before training some eigenvalues are far smaller
+    axes.set_title(network["label"].partition(" seed")[0])
+    _below(axes, 2)
 
 
 def _layer_cosines(axes: Axes, results: Results) -> None:
@@ -104,8 +106,8 @@ def _layer_cosines(axes: Axes, results: Results) -> None:
     _dots(axes, list(columns.values()), MODEL_COLOURS[0], "trained $M$")
     for shift, (control, colour, label) in enumerate(
         (
-            ("rotated", "0.45", "singular values, random axes"),
-            ("conjugated", MODEL_COLOURS[4], "eigenvalues, random axes"),
+            ("rotated", "0.45", "$M$'s singular values, random axes"),
+            ("conjugated", MODEL_COLOURS[4], "$M$'s eigenvalues, random axes"),
         )
     ):
         drawn = np.array([row["controls"][control]["inverse"] for row in rows])
@@ -121,10 +123,10 @@ def _layer_cosines(axes: Axes, results: Results) -> None:
     )
     axes.set_xticks(range(len(columns)), list(columns))
     axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
-    axes.set_ylim(-0.35, 1)
+    axes.set_ylim(-0.3, 0.8)
     axes.set_ylabel("cosine to")
-    axes.set_title("transformers, heads summed")
-    axes.legend(frameon=False, loc="upper right")
+    axes.set_title("transformers, all layers")
+    _below(axes, 1)
 
 
 def _coupling_cosines(axes: Axes, results: Results) -> None:
@@ -153,10 +155,10 @@ def _coupling_cosines(axes: Axes, results: Results) -> None:
             axes.errorbar(place + 0.3 * shift + 0.12, drawn[:, 0].mean(), spread, label=name, **style)
     axes.set_xticks([place + 0.15 for place in range(len(_TARGETS))], list(_TARGETS.values()))
     axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
-    axes.set_ylim(-0.35, 1)
+    axes.set_ylim(-0.3, 0.8)
     axes.set_ylabel("cosine to")
     axes.set_title("bare self-attention")
-    axes.legend(frameon=False, loc="upper left")
+    _below(axes, 1)
 
 
 def _dots(axes: Axes, columns: list[list[float]], colour: str, label: str, *, shift: float = 0.0) -> None:
@@ -173,42 +175,36 @@ def _curves(axes: Axes, rows: list[dict[str, Any]]) -> None:
         style: Any = {"color": colour, "marker": marker, "markersize": 3, "capsize": 2, "elinewidth": 0.7}
         axes.errorbar(row["steps"], curves.mean(0), spread, label=row["variant"], **style)
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("validation error (pixel$^2$)")
-    axes.set_title({"adam": "Adam", "sgd": "SGD"}[rows[0]["optimiser"]] + f", {len(rows[0]['runs'])} seeds")
+    name = {"adam": "Adam", "sgd": "SGD"}[rows[0]["optimiser"]]
+    axes.set_title(f"bare self-attention, {name}, {len(rows[0]['runs'])} seeds")
     axes.legend(frameon=False)
 
 
 def _rank_panel(axes: Axes, networks: list[dict[str, Any]]) -> None:
-    """A colour for each task, a line for each network; dashed without the weights of the tokens."""
-    tasks = list(dict.fromkeys(task for network in networks for task in network["ranks"]["full"]))
+    """A colour for each task and patch, a line for each network."""
+    styles: dict[str, str] = {}
     for network in networks:
         ranks = network["ranks"]
         for task, full in ranks["full"].items():
-            for weighting, style in (("weighted", "-"), ("plain", "--")):
-                errors = [found[task] / full for found in ranks["errors"][weighting]]
-                first = network is next(n for n in networks if task in n["ranks"]["full"])
-                colour = MODEL_COLOURS[tasks.index(task)]
-                name = f"{task}, {weighting} SVD" if first else None
-                kind: Any = {"color": colour, "linestyle": style, "marker": ".", "markersize": 3}
-                axes.plot(ranks["ranks"], errors, label=name, **kind)
-    axes.axhline(1.01, color="0.45", linestyle=":", label="1 % more than full", zorder=0)
+            name = f"{task}, {network['patch']}x{network['patch']} patches"
+            label = None if name in styles else name
+            colour = styles.setdefault(name, MODEL_COLOURS[len(styles) % len(MODEL_COLOURS)])
+            errors = [found[task] / full for found in ranks["errors"]]
+            style: Any = {"color": colour, "marker": "o", "markersize": 2.5}
+            axes.plot(ranks["ranks"], errors, label=label, **style)
+    axes.axhline(1.01, color="0.45", linestyle=":", label="1 % above full rank", zorder=0)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     ticks = sorted({rank for network in networks for rank in network["ranks"]["ranks"]})
     axes.set_xticks(ticks, [str(rank) for rank in ticks])
-    axes.set_xlabel("rank of every " + ("$J_{ij}$" if networks[0]["kind"] == "bare_attention" else "$M_h$"))
-    axes.set_ylabel("test error / error at full rank")
-    axes.set_title(
-        _short(networks[0]["label"]).split(" ")[0]
-        + (" self-attention" if networks[0]["kind"] == "bare_attention" else "s")
-    )
+    bare = networks[0]["kind"] == "bare_attention"
+    axes.set_xlabel("rank of every " + ("$J_{ij}$" if bare else "head's $M_h$"))
+    axes.set_ylabel("test error / that at full rank")
+    axes.set_title("bare self-attention" if bare else "transformers")
     axes.legend(frameon=False)
 
 
-def _short(label: str) -> str:
-    return label.partition(" seed")[0]
-
-
-_ = stdev, legend_below
+def _below(axes: Axes, columns: int) -> None:
+    style: Any = {"frameon": False, "ncols": columns, "handletextpad": 0.4, "columnspacing": 0.9}
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), **style)

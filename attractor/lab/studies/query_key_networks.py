@@ -25,7 +25,6 @@ from attractor.lab.studies.study import Tell
 from attractor.lab.training import fit
 from attractor.lab.transformers import TransformerNetwork
 from attractor.physics import Pairwise
-from attractor.physics.whitening import Spectrum, spectrum
 from attractor.theory.query_key import factors
 
 
@@ -190,9 +189,9 @@ def head_matrices(block: Block) -> Tensor:
     return matrices
 
 
-def set_head_rank(block: Block, rank: int, *, queries: Spectrum | None, keys: Spectrum | None) -> None:
+def set_head_rank(block: Block, rank: int) -> None:
     """Replace W_Q, b_Q and W_K of every head by the factors of its M_h at rank r, the rest by zeros."""
-    matrices = head_matrices(block)
+    left, right = factors(head_matrices(block), rank)
     weight, bias = block.queries_keys_values.parameters()
     scale = (weight.shape[1] // block.heads) ** 0.25
     with torch.no_grad():
@@ -200,21 +199,9 @@ def set_head_rank(block: Block, rank: int, *, queries: Spectrum | None, keys: Sp
         biases = bias.view(3, block.heads, -1)
         parts[:2] = 0
         biases[:2] = 0
-        for h, matrix in enumerate(matrices):
-            left, right = factors(matrix, rank, left=queries, right=keys)
-            parts[0, h, :rank] = left[:, :-1] * scale
-            biases[0, h, :rank] = left[:, -1] * scale
-            parts[1, h, :rank] = right * scale
-
-
-def score_spectra(states: Tensor) -> tuple[Spectrum, Spectrum]:
-    """Moments that weigh the scores of z (B, N, W): <[z 1] [z 1]^T> of queries, the covariance of keys.
-
-    The mean of the keys shifts all scores of a query alike, so that it does not count.
-    """
-    flat = states.flatten(0, 1)
-    longer = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
-    return spectrum(longer.T @ longer / len(flat)), spectrum(flat.T.cov(correction=0))
+        parts[0, :, :rank] = left[..., :-1] * scale
+        biases[0, :, :rank] = left[..., -1] * scale
+        parts[1, :, :rank] = right * scale
 
 
 def mean_errors(

@@ -7,6 +7,7 @@ from typing import Any
 from attractor.lab.studies.study import Results
 
 Row = dict[str, Any]
+MEANS = {"mean": "the mean", "positions": "position means"}
 
 
 def table(results: Results) -> str:
@@ -41,7 +42,7 @@ def headline(results: Results) -> dict[str, float]:
         found = [n["ranks"] for n in results["networks"] if n["kind"] == kind]
         if found:
             numbers[f"{name}_rank_within_1_percent"] = max(
-                rank_within(ranks, task, "weighted") for ranks in found for task in ranks["full"]
+                rank_within(ranks, task) for ranks in found for task in ranks["full"]
             )
     return numbers
 
@@ -63,11 +64,11 @@ def scores(row: Row, split: str) -> list[float]:
     return [_geometric(run[split].values()) for run in row["runs"]]
 
 
-def rank_within(ranks: Row, task: str, weighting: str, *, excess: float = 0.01) -> int:
+def rank_within(ranks: Row, task: str, *, excess: float = 0.01) -> int:
     """The lowest rank from which on the error stays within 1 + `excess` of that of the full matrices."""
     limit = (1 + excess) * ranks["full"][task]
     kept = ranks["ranks"][-1]
-    for rank, errors in zip(reversed(ranks["ranks"]), reversed(ranks["errors"][weighting]), strict=True):
+    for rank, errors in zip(reversed(ranks["ranks"]), reversed(ranks["errors"]), strict=True):
         if errors[task] > limit:
             break
         kept = rank
@@ -88,11 +89,19 @@ def _layers(rows: list[Row]) -> Iterator[str]:
             f"{name} {found['inverse'][0]:+.3f} ± {found['inverse'][1]:.3f}"
             for name, found in row["controls"].items()
         )
+        place = f"{row['state']:9} layer {row['layer']}, less {MEANS[row['centred']]:14}"
         yield (
-            f"{row['state']:9} layer {row['layer']}, less the {row['centred']:9}  cosine to the inverse "
-            f"{cosines['inverse']:+.3f} ({drawn}), to I {cosines['identity']:+.3f}, to Sigma "
-            f"{cosines['covariance']:+.3f}   slope {row['slope']:+.2f}   negative {row['negative']:.0%}"
+            f"{place}  slope {row['slope']:+.2f}   negative {row['negative']:.0%}   "
+            f"cosine to the inverse {cosines['inverse']:+.3f} ({drawn}), "
+            f"with a ridge {cosines['inverse with a ridge']:+.3f}, "
+            f"to I {cosines['identity']:+.3f}, to Sigma {cosines['covariance']:+.3f}   "
+            f"heads to the inverse {_range(cosines['heads'])}, "
+            f"to what a head can reach of it {_range(cosines['heads, reachable'])}"
         )
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):+.3f} to {max(values):+.3f}"
 
 
 def _couplings(rows: list[Row]) -> Iterator[str]:
@@ -106,7 +115,7 @@ def _couplings(rows: list[Row]) -> Iterator[str]:
             )
             yield (
                 f"  J against {target:10}  cosine {value:+.3f} ({drawn}, identity "
-                f"{row['identity'][target]:+.3f})   rank correlation of norms {row['norms'][target]:+.2f}   "
+                f"{row['identity'][target]:+.3f})   rank correlation {row['norms'][target]:+.2f}   "
                 f"slope {row['slopes'][target]:+.2f}"
             )
 
@@ -114,14 +123,10 @@ def _couplings(rows: list[Row]) -> Iterator[str]:
 def _ranks(ranks: Row) -> Iterator[str]:
     low, middle, high = ranks["effective"]
     yield f"99 % of the norm: {middle:g} singular values ({low:g} to {high:g} in 80 % of the matrices)"
-    for weighting in ranks["errors"]:
-        for task in ranks["full"]:
-            found = rank_within(ranks, task, weighting)
-            cost = ranks["parameters"][ranks["ranks"].index(found)]
-            yield (
-                f"{task}, {weighting} factorisation: within 1 % from rank {found} on, "
-                f"{cost:.0%} of the parameters"
-            )
+    for task in ranks["full"]:
+        found = rank_within(ranks, task)
+        cost = ranks["parameters"][ranks["ranks"].index(found)]
+        yield f"{task}: within 1 % of the full error from rank {found} on, {cost:.0%} of the parameters"
 
 
 def _ablation(rows: list[Row]) -> Iterator[str]:
