@@ -42,7 +42,7 @@ def draw_learning(results: Results, folder: Path) -> Path:
     kinds = list(dict.fromkeys(network["kind"] for network in results["networks"]))
     count = len(optimisers) + len(kinds)
     with rc_context(STYLE):
-        figure = Figure(figsize=(PAGE, 2.7 * ((count + 1) // 2)), layout="constrained")
+        figure = Figure(figsize=(PAGE, 2.4 * ((count + 1) // 2)), layout="constrained")
         rows = figure.subplots((count + 1) // 2, 2, squeeze=False)
         panels = list(rows.flat)
         for axes, optimiser in zip(panels, optimisers, strict=False):
@@ -99,6 +99,7 @@ def _layer_cosines(axes: Axes, results: Results) -> None:
     rows = trained_layers(results, centred="mean")
     columns = {
         r"$\Sigma^{-1}$": [row["cosines"]["inverse"] for row in rows],
+        r"$(\Sigma+\rho)^{-1}$": [row["cosines"]["inverse with a ridge"] for row in rows],
         "heads,\n" + r"$\Sigma^{-1}$": [value for row in rows for value in row["cosines"]["heads"]],
         "$I$": [row["cosines"]["identity"] for row in rows],
         r"$\Sigma$": [row["cosines"]["covariance"] for row in rows],
@@ -179,7 +180,7 @@ def _curves(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_ylabel("validation error (pixel$^2$)")
     name = {"adam": "Adam", "sgd": "SGD"}[rows[0]["optimiser"]]
     axes.set_title(f"bare self-attention, {name}, {len(rows[0]['runs'])} seeds")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right" if name == "Adam" else "center left")
 
 
 def _rank_panel(axes: Axes, networks: list[dict[str, Any]]) -> None:
