@@ -92,7 +92,8 @@ def _layers(rows: list[Row]) -> Iterator[str]:
         place = f"{row['state']:9} layer {row['layer']}, less {MEANS[row['centred']]:14}"
         yield (
             f"{place}  slope {row['slope']:+.2f}   negative {row['negative']:.0%}   "
-            f"cosine to the inverse {cosines['inverse']:+.3f} ({drawn}), "
+            f"cosine to the inverse {cosines['inverse']:+.3f} "
+            f"(symmetric part {cosines['inverse, symmetric part']:+.3f}, {drawn}), "
             f"with a ridge {cosines['inverse with a ridge']:+.3f}, "
             f"to I {cosines['identity']:+.3f}, to Sigma {cosines['covariance']:+.3f}   "
             f"heads to the inverse {_range(cosines['heads'])}, "

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.baselines import Transformer
+from attractor.lab.build import build_data
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import query_key
@@ -186,8 +187,6 @@ def test_divergence_is_an_infinite_error(make_config: Callable[..., Config], syn
 
 @pytest.fixture(scope="module")
 def synthetic_splits(make_config: Callable[..., Config]) -> Any:
-    from attractor.lab.build import build_data
-
     return build_data(make_config("data=synthetic").data)
 
 
