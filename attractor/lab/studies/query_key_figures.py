@@ -99,8 +99,8 @@ def _layer_cosines(axes: Axes, results: Results) -> None:
     rows = trained_layers(results, centred="mean")
     columns = {
         r"$\Sigma^{-1}$": [row["cosines"]["inverse"] for row in rows],
-        r"$(\Sigma+\rho)^{-1}$": [row["cosines"]["inverse with a ridge"] for row in rows],
-        "heads,\n" + r"$\Sigma^{-1}$": [value for row in rows for value in row["cosines"]["heads"]],
+        r"$\Sigma^{-1}$," + "\nridge": [row["cosines"]["inverse with a ridge"] for row in rows],
+        r"$\Sigma^{-1}$," + "\nheads": [value for row in rows for value in row["cosines"]["heads"]],
         "$I$": [row["cosines"]["identity"] for row in rows],
         r"$\Sigma$": [row["cosines"]["covariance"] for row in rows],
     }
@@ -176,11 +176,13 @@ def _curves(axes: Axes, rows: list[dict[str, Any]]) -> None:
         style: Any = {"color": colour, "marker": marker, "markersize": 3, "capsize": 2, "elinewidth": 0.7}
         axes.errorbar(row["steps"], curves.mean(0), spread, label=row["variant"], **style)
     axes.set_xscale("log")
+    axes.set_xticks(rows[0]["steps"], [str(step) for step in rows[0]["steps"]])
+    axes.minorticks_off()
     axes.set_xlabel("step")
     axes.set_ylabel("validation error (pixel$^2$)")
     name = {"adam": "Adam", "sgd": "SGD"}[rows[0]["optimiser"]]
     axes.set_title(f"bare self-attention, {name}, {len(rows[0]['runs'])} seeds")
-    axes.legend(frameon=False, loc="upper right" if name == "Adam" else "center left")
+    axes.legend(frameon=False, loc="upper right")
 
 
 def _rank_panel(axes: Axes, networks: list[dict[str, Any]]) -> None:
