@@ -31,7 +31,6 @@ from attractor.lab.studies.query_key_networks import (
     ranks_up_to,
     set_head_rank,
     trained_here,
-    transformer_config,
 )
 from attractor.lab.studies.query_key_tables import headline, table
 from attractor.lab.studies.study import Results, Tell
@@ -43,15 +42,8 @@ __all__ = ["check", "draw", "measure", "table"]
 def check(config: Config) -> None:
     """Refuse runs that are no such networks, and what networks cannot be made of."""
     fields = query_key(config)
-    for name in (
-        "images",
-        "test_images",
-        "draws",
-        "steps",
-        "seeds",
-        "transformer_steps",
-        "transformer_batch",
-    ):
+    counts = ("images", "test_images", "draws", "steps", "seeds", "width", "heads", "depth")
+    for name in (*counts, "transformer_steps", "transformer_batch"):
         if getattr(fields, name) < 1:
             raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be at least 1")
     if fields.draws < 2:
@@ -60,8 +52,9 @@ def check(config: Config) -> None:
         values = getattr(fields, name)
         if not values or not all(0 < value < math.inf for value in values):
             raise ConfigError(f"theory.{name} is {values}; give one or more positive numbers")
-    if not 0 < fields.ridge < math.inf:
-        raise ConfigError(f"theory.ridge is {fields.ridge}; it must be positive")
+    for name in ("ridge", "transformer_rate"):
+        if not 0 < getattr(fields, name) < math.inf:
+            raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be positive")
     if fields.runs:
         for run in fields.runs:
             loaded(run, config.data.name)
@@ -79,7 +72,6 @@ def check(config: Config) -> None:
         )
     if fields.width % fields.heads:
         raise ConfigError(f"theory.heads is {fields.heads}; it must divide theory.width={fields.width}")
-    transformer_config(config, config.task.names[0].value)
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:

@@ -42,7 +42,8 @@ class Studied:
 
     @property
     def kind(self) -> str:
-        return self.config.model.name
+        """Its key in the results, whatever the model is called."""
+        return "bare_attention" if isinstance(self.network, AttractorNetwork) else "transformer"
 
 
 def query_key(config: Config) -> QueryKeyConfig:

@@ -157,7 +157,9 @@ def test_given_runs(train_run: Callable[..., Any], study_run: Callable[..., Any]
     [
         ("theory.draws=1", "needs at least 2"),
         ("theory.images=0", "theory.images is 0"),
+        ("theory.heads=0", "theory.heads is 0"),
         ("theory.ridge=0", "theory.ridge is 0"),
+        ("theory.transformer_rate=-1", "theory.transformer_rate is -1"),
         ("theory.sgd_rates=[]", r"theory.sgd_rates is \[\]"),
         ("theory.ridges=[0.1,-1]", "one or more positive"),
         ("theory.heads=3", "must divide theory.width=8"),
