@@ -3,6 +3,7 @@
 uv run train.py                                     embedded digits, under two minutes
 uv run train.py experiment=mnist data.root=DIR      any field of conf/ from the command line
 uv run train.py -m sweep=rates                      a sweep; any field of it from the command line too
+uv run train.py experiment=capacity                 a study of attractor.theory in place of a training
 uv run train.py resume=DIR                          go on with an interrupted run
 uv run torchrun --standalone --nproc-per-node 2 train.py      processes that share the rows
 """
@@ -32,6 +33,7 @@ from attractor.lab.folder import RunFolder
 from attractor.lab.objective import measured
 from attractor.lab.resuming import refuse_pause, restore, snapshot
 from attractor.lab.selection import choose
+from attractor.lab.studies.run import study
 from attractor.lab.tracking import Tracker
 from attractor.lab.training import EarlyStopping, fit
 from attractor.lab.validation import validate
@@ -42,8 +44,8 @@ register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(raw: DictConfig) -> float | None:
-    """Compose conf/, then `train`."""
-    return launch(raw, check=validate, job=train)
+    """Compose conf/, then `train`, or the study that `theory` names."""
+    return launch(raw, check=validate, job=train if raw.theory is None else study)
 
 
 def train(config: Config, folder: RunFolder, processes: Processes | None = None) -> float:

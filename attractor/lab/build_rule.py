@@ -7,9 +7,11 @@ from torch import Generator
 
 from attractor.baselines import Backprop
 from attractor.images import Task
-from attractor.lab.config import (
+from attractor.lab.config import Config
+from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.network import AttractorNetwork, Network
+from attractor.lab.rule_config import (
     BackpropConfig,
-    Config,
     EnergyDescentConfig,
     HebbConfig,
     OptimiserName,
@@ -18,8 +20,6 @@ from attractor.lab.config import (
     RidgeConfig,
     RuleConfig,
 )
-from attractor.lab.errors import ConfigError, configuring
-from attractor.lab.network import AttractorNetwork, Network
 from attractor.lab.training import Rule
 from attractor.lab.transformers import TaskDescent, TransformerNetwork
 from attractor.physics import (

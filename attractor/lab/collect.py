@@ -59,6 +59,7 @@ class Table:
     sweep: Path
     fields: list[str]  # swept, but for the seed
     metrics: list[str]  # the first is the one that is sorted by
+    ranked: bool  # or in the order of the jobs: studies of theory have nothing to be sorted by
     rows: list[Row]
     twins: dict[str, str]
     former: list[str]  # jobs of an earlier plan, which do not count
@@ -79,7 +80,8 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
         raise ConfigError(f"{sweep} holds no jobs of a sweep; give the hydra.sweep.dir of one")
     fields = [name for name in jobs.swept(found) if name != SEED]
     names = list(dict.fromkeys(name for job in found for name in job.metrics))
-    if names and sort.value not in names:
+    ranked = not any("theory" in job.results for job in found)
+    if ranked and names and sort.value not in names:
         raise ConfigError(f"no job of {sweep} has {sort.value!r}; sort by one of {', '.join(OBJECTIVES)}")
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in found:
@@ -99,9 +101,10 @@ def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
         there = row.values.get(sort.value, [])
         return not there, len(there) < len(row.jobs), sign * row.mean(sort.value)
 
-    rows.sort(key=order)
-    names.sort(key=lambda name: name != sort.value)
-    return Table(sweep, fields, names, rows, twins, jobs.former(sweep))
+    if ranked:
+        rows.sort(key=order)
+        names.sort(key=lambda name: name != sort.value)
+    return Table(sweep, fields, names, ranked, rows, twins, jobs.former(sweep))
 
 
 OBJECTIVES = [objective.value for objective in Objective]

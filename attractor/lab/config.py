@@ -4,6 +4,7 @@ conf/*.yaml holds the values; these dataclasses are their schema, so an unknown 
 refused by Hydra before anything runs, and `validation` refuses values that make no sense.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -12,6 +13,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from attractor.lab.errors import ConfigError
+from attractor.lab.rule_config import RULE_SCHEMAS, RuleConfig
+from attractor.lab.studies.config import THEORY_SCHEMAS, TheoryConfig
 from attractor.physics import Backend
 
 REFERENCES = ("training_mean", "regression", "memory")  # rows of every result table
@@ -26,11 +29,6 @@ class MeasureName(Enum):
     sphere = "sphere"
     circles = "circles"
     gaussian = "gaussian"
-
-
-class OptimiserName(Enum):
-    sgd = "sgd"
-    adam = "adam"
 
 
 class MapName(Enum):
@@ -112,54 +110,6 @@ class TransformerBlockConfig(ModelConfig):
 
 
 @dataclass
-class RuleConfig:
-    """Which rule it is, is the class of its node; see conf/rule."""
-
-
-@dataclass
-class PseudoLikelihoodConfig(RuleConfig):
-    learning_rate: float = MISSING
-    optimiser: OptimiserName = OptimiserName.adam
-    momentum: float = 0.0  # of sgd
-    decay: float = 0.0
-    rows_per_step: int | None = None  # rows of J drawn at random for a step; null: all
-
-
-@dataclass
-class EnergyDescentConfig(RuleConfig):
-    learning_rate: float = MISSING
-    optimiser: OptimiserName = OptimiserName.sgd
-    momentum: float = 0.0
-    decay: float | None = None  # null: the norm of each row is held
-    start: float = 0.01  # standard deviation of the random start
-    rows_per_step: int | None = None  # rows of J drawn at random for a step; null: all
-
-
-@dataclass
-class HebbConfig(RuleConfig):
-    rate: float = 1.0
-
-
-@dataclass
-class RidgeConfig(RuleConfig):
-    ridge: float = 1e-3
-
-
-class PrecisionName(Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"  # of the products of matrices, in training
-
-
-@dataclass
-class BackpropConfig(RuleConfig):
-    learning_rate: float = MISSING
-    weight_decay: float = 0.05  # of the matrices
-    warmup: int = 200  # steps, a fifth of training at most
-    clip: float = 1.0  # of the norm of the gradient
-    precision: PrecisionName = PrecisionName.float32
-
-
-@dataclass
 class DataConfig:
     name: str = MISSING
     root: str = "data"  # torchvision root
@@ -230,6 +180,7 @@ class Config:
     rule: RuleConfig = field(default_factory=RuleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    theory: TheoryConfig | None = None  # a study of attractor.theory in place of a training
     train: TrainConfig = field(default_factory=TrainConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -268,7 +219,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="compare_schema", node=CompareConfig)
-    for group, schemas in (("model_schema", MODEL_SCHEMAS), ("rule_schema", RULE_SCHEMAS)):
+    for group, schemas in GROUPS.items():
         for name, node in schemas.items():
             store.store(group=group, name=name, node=node)
 
@@ -278,12 +229,11 @@ MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
     "transformer": TransformerConfig,
     "transformer_block": TransformerBlockConfig,
 }
-RULE_SCHEMAS: dict[str, type[RuleConfig]] = {
-    "pseudo_likelihood": PseudoLikelihoodConfig,
-    "energy_descent": EnergyDescentConfig,
-    "hebb": HebbConfig,
-    "ridge": RidgeConfig,
-    "backprop": BackpropConfig,
+# groups whose options are classes of their own
+GROUPS: dict[str, Mapping[str, type[Any]]] = {
+    "model_schema": MODEL_SCHEMAS,
+    "rule_schema": RULE_SCHEMAS,
+    "theory_schema": THEORY_SCHEMAS,
 }
 
 

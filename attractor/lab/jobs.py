@@ -10,10 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from attractor.lab.assessment import SCHEMA
-from attractor.lab.config import RULE_SCHEMAS
 from attractor.lab.fields import PLACE, leaves, within
 from attractor.lab.files import read_json
 from attractor.lab.objective import metrics
+from attractor.lab.rule_config import RULE_SCHEMAS
 from attractor.lab.status import occupied, read_status
 
 SWEEP_FILE = "sweep.json"  # what a sweep was going to do

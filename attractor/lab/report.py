@@ -10,17 +10,19 @@ from attractor.images import ImageSplits
 from attractor.lab.config import (
     REFERENCES,
     AttractorConfig,
-    BackpropConfig,
     Config,
+    MeasureName,
+)
+from attractor.lab.errors import ConfigError
+from attractor.lab.network import Network
+from attractor.lab.rule_config import (
+    BackpropConfig,
     EnergyDescentConfig,
     HebbConfig,
-    MeasureName,
     PseudoLikelihoodConfig,
     RidgeConfig,
     RuleConfig,
 )
-from attractor.lab.errors import ConfigError
-from attractor.lab.network import Network
 from attractor.lab.training import Rule
 from attractor.physics import OneShotRule
 

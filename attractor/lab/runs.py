@@ -18,7 +18,6 @@ from attractor.lab.assessment import Choices, choices_from_json
 from attractor.lab.build import build_network
 from attractor.lab.config import (
     MODEL_SCHEMAS,
-    RULE_SCHEMAS,
     Config,
     DeviceName,
     TaskConfig,
@@ -26,6 +25,7 @@ from attractor.lab.config import (
 )
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.network import Network, Recall
+from attractor.lab.rule_config import RULE_SCHEMAS
 from attractor.lab.selection import Choice
 from attractor.lab.status import read_status
 from attractor.physics import Backend, Ranks
@@ -105,6 +105,8 @@ def load_run(
         raise ConfigError(f"{folder} holds no finished run: {_unfinished(folder)}; give a run folder")
     try:
         results = json.loads((folder / "results.json").read_text())
+        if "theory" in results:
+            raise ConfigError(f"{folder} holds a study, {results['theory']}, and no trained network")
         choices = choices_from_json(results["selection"])
         step = int(results["cost"]["selected_step"])
     except (ValueError, KeyError, TypeError) as error:

@@ -20,9 +20,9 @@ _MARKERS = "os^Dv<"
 
 
 def draw(table: Table) -> list[Path]:
-    """PNG and PDF in SWEEP_DIR/figures; the paths of the PNGs. None of a sweep without results."""
+    """PNG and PDF in SWEEP_DIR/figures; the PNGs. None of a sweep without results, or of studies."""
     rows = [row for row in table.rows if row.done]
-    if not rows:
+    if not rows or not table.ranked:  # a study draws its own
         return []
     folder = table.sweep / "figures"
     with rc_context(STYLE):

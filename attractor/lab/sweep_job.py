@@ -104,9 +104,9 @@ def _take_up(raw: DictConfig, path: Path, objective: Objective) -> float | None:
     if different:
         end(refusal({path: different}), 2)
     if job.state == jobs.DONE:
-        done = job.metrics.get(objective.value, worst(objective))  # of another task it has no error
-        print(f"job {path.name} is done already: {objective.value} {done:.6g}")
-        return done
+        done = job.metrics.get(objective.value)  # of another task it has no error, and a study has none
+        print(f"job {path.name} is done already" + (f": {objective.value} {done:.6g}" if done else ""))
+        return worst(objective) if done is None else done
     status = read_status(path)
     code = status.get("exit_code")
     if code == EXIT_CODES[NonFiniteError]:

@@ -35,9 +35,8 @@ def printed(table: Table) -> str:
     )
     lines = [f"{table.sweep}: {len(found)} jobs, {counts}"]
     if table.metrics:
-        lines.append(
-            f"best first by {table.metrics[0]}, on validation images; mean ± standard deviation over n"
-        )
+        order = f"best first by {table.metrics[0]}, on validation images; " if table.ranked else ""
+        lines.append(f"{order}mean ± standard deviation over n")
     heads = [*table.fields, "n", *table.metrics]
     body = [
         [
@@ -53,7 +52,7 @@ def printed(table: Table) -> str:
         for name, what in _APART.items()
         if name in table.fields
     ]
-    lines += _references(found)
+    lines += _references(found) if table.ranked else []
     names = [*table.fields, SEED]
     missing = [job for job in found if job.state != jobs.DONE]
     if missing:
@@ -68,7 +67,7 @@ def printed(table: Table) -> str:
     if table.former:
         lines.append(f"of an earlier sweep in this folder, and left out: {', '.join(table.former)}")
     best = table.rows[0]
-    if best.done:
+    if best.done and table.ranked:
         # a field that this rule or model does not have is not to be typed
         had = [name for name in table.fields if name in best.jobs[0].settings]
         overrides = [f"{name}={shown(best.settings[name])}" for name in had]

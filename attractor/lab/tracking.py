@@ -137,6 +137,10 @@ class Tracker:
         summary = report.headline(results) | results.get("cost", {}) | more
         self._tell("results", summary=summary, tables=tables, charts=charts)
 
+    def summary(self, values: dict[str, float]) -> None:
+        """Numbers that sum a run up, and no more."""
+        self._tell("results", summary=values, tables={}, charts={})
+
     def images(self, files: dict[str, Path]) -> None:
         """Pictures and animations, by path."""
         self._tell("media", files={name: str(path) for name, path in files.items()})

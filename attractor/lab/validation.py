@@ -5,15 +5,13 @@ from typing import Any
 from attractor.lab.config import (
     REFERENCES,
     AttractorConfig,
-    BackpropConfig,
     CompareConfig,
     Config,
     CouplingsName,
-    EnergyDescentConfig,
     Objective,
-    PseudoLikelihoodConfig,
 )
 from attractor.lab.errors import ConfigError
+from attractor.lab.rule_config import BackpropConfig, EnergyDescentConfig, PseudoLikelihoodConfig
 
 
 def validate(config: Config) -> None:

@@ -33,6 +33,7 @@ from attractor.lab.config import (
 )
 from attractor.lab.folder import RunFolder
 from attractor.lab.network import AttractorNetwork
+from attractor.lab.studies.run import study
 from attractor.lab.validation import validate, validate_comparison
 from attractor.physics import random_start
 from tests.lab.faulty import LONG
@@ -68,6 +69,16 @@ class Run:
     config: Config
     results: dict[str, Any]
     score: float
+    output: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study: where it is, what it was asked, what it measured and said."""
+
+    path: Path
+    config: Config
+    results: dict[str, Any]
     output: str
 
 
@@ -217,6 +228,25 @@ def train_run(
             score = train(config, folder)
         results = json.loads((path / "results.json").read_text())
         return Run(path, config, results, score, said.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def study_run(
+    make_raw: Callable[..., DictConfig], make_config: Callable[..., Config]
+) -> Callable[..., Study]:
+    """A function that runs the study of an experiment in this process, like `train_run`, with figures."""
+
+    def run(path: Path, *overrides: str) -> Study:
+        given = (*TINY, f"folder={path}", "figures=true", *overrides)
+        config = make_config(*given)
+        folder = RunFolder(path, OmegaConf.to_yaml(make_raw(*given), resolve=True))
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(io.StringIO()):
+            study(config, folder)
+        results = json.loads((path / "results.json").read_text())
+        return Study(path, config, results, said.getvalue())
 
     return run
 

@@ -24,7 +24,8 @@ from train import train
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
-EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+STUDIES = {path.stem for path in CONF.glob("theory/*.yaml")}  # experiments too, see tests/lab/studies
+EXPERIMENTS = sorted({path.stem for path in CONF.glob("experiment/*.yaml")} - STUDIES)
 
 # overrides -> what the message has to say
 REFUSED = [

@@ -23,17 +23,16 @@ from attractor.lab.config import (
     Config,
     CouplingsName,
     DeviceName,
-    EnergyDescentConfig,
     MapName,
     MeasureName,
     OrderName,
-    PseudoLikelihoodConfig,
     register,
 )
 from attractor.lab.distributed import Processes, launched
 from attractor.lab.entry import launch
 from attractor.lab.folder import RunFolder
 from attractor.lab.network import Retrieval
+from attractor.lab.rule_config import EnergyDescentConfig, PseudoLikelihoodConfig
 from attractor.lab.training import fit
 from attractor.lab.validation import validate
 from attractor.physics import Backend

@@ -1,1 +1,1 @@
-"""Studies: the experiments of `attractor.theory`, each one command, one figure and one page of docs/theory.md."""
+"""Studies: the experiments of `attractor.theory`, one command, one figure and one page of text each."""

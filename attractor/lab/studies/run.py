@@ -1,0 +1,75 @@
+"""What train.py does where `theory` is set: a study in place of a training."""
+
+import time
+from importlib import import_module
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from attractor.lab import report
+from attractor.lab.assessment import SCHEMA, peak_memory
+from attractor.lab.build import build_data
+from attractor.lab.config import Config
+from attractor.lab.distributed import Processes
+from attractor.lab.errors import ConfigError
+from attractor.lab.folder import RunFolder
+from attractor.lab.studies.config import THEORY_SCHEMAS, TheoryConfig
+from attractor.lab.studies.study import Study
+from attractor.lab.tracking import Tracker
+
+
+def name_of(config: TheoryConfig) -> str:
+    """The name of a study: of its module here, its experiment and its part of docs/theory.md."""
+    return next(name for name, schema in THEORY_SCHEMAS.items() if schema is type(config))
+
+
+def study(config: Config, folder: RunFolder, processes: Processes | None = None) -> None:
+    """Measure, write results.json, draw, and say what came out.
+
+    The folder is that of a run, without checkpoints: a study takes minutes, and begins anew if it was
+    interrupted. Raises ConfigError before any work.
+    """
+    begin = time.perf_counter()
+    assert config.theory is not None
+    name = name_of(config.theory)
+    if processes is not None and processes.count > 1:
+        raise ConfigError(f"theory={name} runs in one process; start it without torchrun")
+    module: Study = import_module(f"attractor.lab.studies.{name}")  # the others' imports take seconds
+    module.check(config)
+    splits = build_data(config.data)
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(settings, dict)
+    tracker = Tracker(
+        config.wandb,
+        folder=folder.path,
+        name=f"{name}-{splits.name}-seed{config.seed}",
+        job_type="theory",
+        settings={str(key): value for key, value in settings.items()},
+    )
+    with folder.job(), tracker:
+        folder.say(f"{name.replace('_', ' ')}: a study on {splits.name}")
+        with tqdm(desc="measuring", bar_format="{desc}  {elapsed}  {postfix}") as bar:
+            measured = module.measure(config, splits, bar.set_postfix_str)
+        seconds = time.perf_counter() - begin
+        results = {
+            "schema": SCHEMA,
+            "theory": name,
+            "data": splits.name,
+            "seed": config.seed,
+            "cost": {
+                "seconds": seconds,
+                "peak_memory_mb": peak_memory(),
+                "threads": config.threads,
+                "torch": torch.__version__,
+            },
+            **measured,
+        }
+        folder.write_json("results.json", results)
+        tracker.summary(measured["headline"])
+        if config.figures:
+            tracker.images(module.draw(results, folder.figures))
+        folder.say(module.table(results))
+    tracked = {"sync": tracker.sync_command, "url": tracker.url}
+    seconds = time.perf_counter() - begin
+    print(report.closing(folder.path, figures=config.figures, **tracked, seconds=seconds))
