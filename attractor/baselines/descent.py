@@ -88,7 +88,7 @@ def _gradient(weights: Sequence[Tensor], error: Error) -> float:
             raise ValueError(
                 f"the error must be a scalar that depends on the weights, got {tuple(value.shape)}"
             )
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
     for place, weight in enumerate(weights):
         if weight.grad is None:
             raise ValueError(f"the error does not depend on weight {place}, of {tuple(weight.shape)}")

@@ -7,14 +7,15 @@ A layer without softmax reads queries X_q (q, d) against a context X (n, d):
 
     A = W_Q W_K^T (d, d),    G = X^T X (d, d),    B = W_V W_FFN W_P (d, m)
 
-**Slow memory** is what the weights hold, A and B; **fast memory** is what the context at hand makes of them,
-the scores S or, summed over the context, G. With X^T X = V Lambda V^T, L = V Lambda^(-1/2) and
+**Slow memory** is what the weights hold, A and B; **fast memory** is what the context at hand makes of
+them, the scores S or, summed over the context, G. With X^T X = V Lambda V^T, L = V Lambda^(-1/2) and
 
     W_Q = W_K = W_V = L,    W_FFN = I,    W_P = L^T X^T Y
 
 A = G^+ and B = G^+ X^T Y are the pseudo-inverse and the coefficients of least squares, and
-f(X_q; X) = X_q G^+ G G^+ X^T Y = X_q G^+ X^T Y. The scores S = X_q G^+ X^T are the hat matrix: applied to the
-labels of the context instead of its values they predict the same, S Y = f(X_q; X), with Y out of the weights.
+f(X_q; X) = X_q G^+ G G^+ X^T Y = X_q G^+ X^T Y. The scores S = X_q G^+ X^T are the hat matrix: applied to
+the labels of the context instead of its values they predict the same, S Y = f(X_q; X), and the weights
+need not know Y.
 
 With a ridge rho the same L_rho = V (Lambda + rho)^(-1/2) in all three places would shrink twice, to
 (G + rho)^-1 G (G + rho)^-1 X^T Y. Scores that shrink need values that do not, G B = X^T Y, which is
@@ -49,7 +50,9 @@ class LinearTransformer:
     readout: Tensor  # W_P (h', m)
 
     def __post_init__(self) -> None:
-        given = ", ".join(f"{field.name} {tuple(getattr(self, field.name).shape)}" for field in fields(self))
+        given = ", ".join(
+            f"{field.name} {tuple(getattr(self, field.name).shape)}" for field in fields(self)
+        )
         matrices = [getattr(self, field.name) for field in fields(self)]
         if any(matrix.dim() != 2 for matrix in matrices):
             raise ValueError(f"the weights of a layer are matrices, got {given}")
