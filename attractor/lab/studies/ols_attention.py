@@ -233,7 +233,7 @@ def table(results: Results) -> str:
 
 
 def _row(title: str, columns: Sequence[str]) -> str:
-    return f"{title:42}" + "".join(f"{column:>18}" for column in columns)
+    return f"{title:46}" + "".join(f"{column:>18}" for column in columns)
 
 
 def _spread(values: list[float]) -> str:

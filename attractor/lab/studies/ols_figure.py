@@ -14,12 +14,12 @@ from attractor.lab.studies.study import Results
 TITLES = {
     "refit": "least squares of the context",
     "refit_ridge": "the same with the best ridge",
-    "constructed": "constructed, labels in the weights",
-    "constructed_in_context": "constructed, labels in the context",
-    "in_weights": "trained, labels in the weights",
+    "constructed": "constructed, labels in weights",
+    "constructed_in_context": "constructed, labels in context",
+    "in_weights": "trained, labels in weights",
     "in_weights_narrow": "the same, narrow",
     "in_weights_plain": "the same, plain gradient descent",
-    "in_context": "trained, labels in the context",
+    "in_context": "trained, labels in context",
     "any_task": "trained for any task",
     "any_context": "trained for any task and context",
 }
@@ -99,7 +99,7 @@ def _gains(axes: Axes, results: Results) -> None:
         "marker": "o",
         "color": _BLUE,
         "mfc": "white",
-        "label": "the whole map $AGB$, labels in the weights",
+        "label": "the whole map $AGB$",
     }
     _points(axes, values, whole, **style)
     axes.set_xscale("log")
