@@ -25,16 +25,19 @@ def gradient_descent(
     """Yields the error before each of `steps` steps, then that of the weights it ends with: steps + 1.
 
     `weights` are changed in place; `error` reads them. They need gradients while the iterator lives, and
-    not after. Raises ArithmeticError, with the weights as they were before the step, for an error or a
-    gradient that is not finite, and ValueError for weights, an error, steps or a rate that cannot be used.
+    not after. Raises ArithmeticError for an error or a gradient that is not finite, and makes no step of
+    it; ValueError for weights, an error, steps or a rate that cannot be used.
     """
     return _descend(weights, error, steps, rate, lambda w: SGD(w, lr=rate), lambda share: 1.0)
 
 
 def adam(weights: Sequence[Tensor], error: Error, *, steps: int, rate: float) -> Iterator[float]:
     """Like `gradient_descent`, by Adam with betas (0.9, 0.999) and the rate falling as a cosine."""
-    cosine: Callable[[float], float] = lambda share: (1 + math.cos(math.pi * share)) / 2  # noqa: E731
-    return _descend(weights, error, steps, rate, lambda w: _Adam(w, lr=rate), cosine)
+    return _descend(weights, error, steps, rate, lambda w: _Adam(w, lr=rate), _cosine)
+
+
+def _cosine(share: float) -> float:
+    return (1 + math.cos(math.pi * share)) / 2
 
 
 def _descend(

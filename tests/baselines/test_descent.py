@@ -65,7 +65,7 @@ def test_a_descent_that_is_left_leaves_no_graph() -> None:
 
 
 def test_training_stops_before_it_harms() -> None:
-    """An error that overflows is refused, and the weights are finite, those of the step before."""
+    """An error that overflows is refused, and no step is made of it: the weights are still finite."""
     start, _, error = problem()
     with pytest.raises(ArithmeticError, match=r"the error is .*; lower the rate"):
         list(gradient_descent([start], lambda: error(start).exp(), steps=2000, rate=1.0))
