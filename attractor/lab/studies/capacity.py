@@ -118,23 +118,23 @@ def table(results: Results) -> str:
             condition = f"{results['fixed']} stored"
         for metric, meaning in METRICS.items():
             lines += ["", f"{meaning}, {condition}, against {words}"]
-            lines += [" " * 32 + "".join(f"{x:>8g}" for x in points) + "       ±"]
+            lines += [" " * 36 + "".join(f"{x:>8g}" for x in points) + "       ±"]
             for row in sorted(results["curves"][axis], key="mean".__eq__):  # that comes last
                 curve = results["curves"][axis][row]
                 values = {x: np.array(v) for x, v in zip(curve["x"], curve[metric], strict=True)}
                 cells = "".join(f"{values[x].mean():8.3f}" if x in values else " " * 8 for x in points)
                 spread = max(v.std(ddof=min(1, len(v) - 1)) for v in values.values())
-                lines.append(f"  {row:30}{cells}{spread:8.3f}")
+                lines.append(f"  {row:34}{cells}{spread:8.3f}")
     network, fixed = results["network"], results["fixed"]
     if "parameters" in network:
         equal = network["parameters"] / results["pixels"]
+        spent = {count: np.mean(seconds) for count, seconds in network["seconds"].items()}
         lines += [
             "",
-            f"numbers stored: {network['name']} {network['parameters']:,}, as many as {equal:,.0f}",
+            f"numbers stored: {network['name']} {network['parameters']:,}, as many as {equal:,.0f} images; "
+            f"a memory of {fixed} images {fixed * results['pixels']:,}",
+            "seconds of training: " + ", ".join(f"{s:.1f} ({c} images)" for c, s in spent.items()),
         ]
-        lines[-1] += f" images; a memory of {fixed} images {fixed * results['pixels']:,}"
-        spent = {count: np.mean(seconds) for count, seconds in network["seconds"].items()}
-        lines += ["seconds of training: " + ", ".join(f"{s:.1f} ({c} images)" for c, s in spent.items())]
     return "\n".join(lines)
 
 

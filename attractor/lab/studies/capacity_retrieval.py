@@ -106,8 +106,8 @@ def recall(candidates: Sequence[UniversalMemory], queries: Queries) -> tuple[Ten
         seen = queries.choosing.corrupted
         errors = []
         for memory in candidates:
-            scores = memory.scores(seen.flatten(1))
-            predictions = (memory.read(scores, beta=beta).view_as(seen) for beta in betas)
+            similar = memory.scores(seen.flatten(1))
+            predictions = (memory.read(similar, beta=beta).view_as(seen) for beta in betas)
             errors += [float(queries.choosing.squared_error(p).mean()) for p in predictions]
     memory, beta = readings[min(range(len(readings)), key=errors.__getitem__)]
     seen = queries.scored.corrupted
