@@ -15,7 +15,15 @@ class TheoryConfig:
 
 @dataclass
 class OlsAttentionConfig(TheoryConfig):
-    steps: int = MISSING  # of gradient descent
+    images: int = MISSING  # of the context; as many other training images are another one
+    side: int = MISSING  # pixels; larger images are averaged down to this at most
+    ridges: list[float] = field(default_factory=list)  # times the mean eigenvalue of the Gram matrix
+    steps: int = MISSING  # of every descent
+    # the one that ends lowest, with a seed of its own, is the rate of all the others
+    adam_rates: list[float] = field(default_factory=list)
+    plain_rates: list[float] = field(default_factory=list)  # of plain gradient descent
+    seeds: int = MISSING  # random starts
+    short_context: int = MISSING  # images of the contexts that are drawn anew at every step
 
 
 @dataclass
@@ -47,7 +55,15 @@ class FastWeightsConfig(TheoryConfig):
 
 @dataclass
 class CapacityConfig(TheoryConfig):
-    stored: list[int] = field(default_factory=list)  # numbers of stored images
+    stored: list[int] = field(default_factory=list)  # numbers of stored images, under task.noise_variance
+    learned: list[int] = field(default_factory=list)  # those of them that a network is trained on
+    fixed: int = MISSING  # number of stored images while the corruption varies
+    variances: list[float] = field(default_factory=list)  # of the noise, squared pixels
+    fractions: list[float] = field(default_factory=list)  # of the tokens, that are occluded
+    powers: list[float] = field(default_factory=list)  # of the polynomial separations
+    ridges: list[float] = field(default_factory=list)  # of the Mahalanobis similarity, squared pixels
+    queries: int = MISSING  # corrupted images of each measurement
+    seeds: int = MISSING  # draws of the images that are stored
 
 
 @dataclass
