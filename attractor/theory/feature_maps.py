@@ -6,7 +6,7 @@ A memory that stores tokens compares the query with every key, and may do so by 
 fixed size can do the same for kernels with a finite phi: F features hold a sum over any number of tokens.
 
     Identity                 q . k                        F = D
-    EluPlusOne               phi = elu(x) + 1             F = D                positive
+    EluPlusOne               phi = elu(scale x) + 1       F = D                positive
     Polynomial(n)            (q . k)^n                    F = (D+n-1 choose n)
     PositiveRandomFeatures   about exp(beta q . k)        F = rows of the projections     positive
     UnitNorm(phi)            the cosine of phi(q), phi(k)    F of phi
@@ -54,16 +54,26 @@ class Identity(FeatureMap):
 
 
 class EluPlusOne(FeatureMap):
-    """phi(x) = x + 1 for x > 0, exp(x) otherwise, component by component."""
+    """phi(x) = scale x + 1 for x > 0, exp(scale x) otherwise, component by component.
+
+    On unit tokens and with a scale of 1 all features are near 1 and all kernels near D: nothing is
+    separated. Unit tokens times sqrt(D) have components of about 1, as after a layer normalisation.
+    """
 
     positive = True
+
+    def __init__(self, *, scale: float = 1.0) -> None:
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be positive, got {scale}")
+        self.scale = scale
 
     def features(self, dim: int) -> int:
         return dim
 
     def __call__(self, tokens: Tensor) -> Tensor:
+        x = self.scale * tokens
         # elu(x) + 1 would round exp(x) to a multiple of eps, and to zero below x = -37 in float64
-        return torch.where(tokens > 0, tokens + 1, torch.exp(tokens.clamp(max=0)))
+        return torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0)))
 
 
 class Polynomial(FeatureMap):

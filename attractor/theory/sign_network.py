@@ -60,9 +60,7 @@ class SignNetwork:
         rest, spins, fields = states.clone(), states.clone(), states @ self._counts
         place = torch.arange(len(states), device=states.device)  # in `rest`, of the states that still move
         for move in count():
-            wrong = (spins * fields < 0).cumsum(
-                1, dtype=torch.int32
-            )  # (Q', N), counted from the first spin
+            wrong = (spins * fields < 0).cumsum(1, dtype=torch.int32)  # (Q', N), counted along the spins
             moving = wrong[:, -1] > 0
             if not moving.all():
                 rest[place[~moving]] = spins[~moving]
@@ -71,10 +69,9 @@ class SignNetwork:
                 break
             if move == moves:
                 raise ValueError(f"{len(place)} states still moved after {moves} moves; allow more")
-            drawn = torch.rand(len(place), 1, generator=generator, device=states.device) * wrong[:, -1:]
-            chosen = torch.searchsorted(
-                wrong, drawn.int() + 1
-            )  # (Q', 1): multinomial takes 50 times longer
+            uniform = torch.rand(len(place), 1, generator=generator, device=states.device)
+            drawn = torch.minimum((uniform * wrong[:, -1:]).int() + 1, wrong[:, -1:])  # 1 to their number
+            chosen = torch.searchsorted(wrong, drawn)  # (Q', 1); torch.multinomial takes 50 times longer
             turned = -spins.gather(1, chosen)
             spins.scatter_(1, chosen, turned)
             fields.addcmul_(2 * turned, self._counts[chosen.squeeze(1)])

@@ -11,9 +11,9 @@ weights, which are orthogonal to it: the cosine of readout and value is signal /
 
 Delta: each later key k' takes the part of M along k' away, M (I - k' k'^T), and so 1/D of the weight of an
 old pair, whose signal is q in the mean. Later values are written along k', which has k in it: the sum of
-(1/D) (1 - 1/D)^j over the a later ones is 1 - q. Earlier values are taken from k when it is written, and come
-back as far as later keys turn k away from itself, q - q^2, times what is left of them, 1 - p. With p = 0 the
-cosine is q itself.
+(1/D) (1 - 1/D)^j over the a later ones is 1 - q. Earlier values are taken from k when it is written, and
+come back as far as later keys turn k away from itself, q - q^2, times what is left of them, 1 - p. With
+p = 0 the cosine is q itself.
 """
 
 import math

@@ -78,7 +78,9 @@ def test_elu_plus_one_is_torchs_and_stays_positive() -> None:
     """Computed as elu(x) + 1 it rounds to exactly 0 below -37, and Z . phi(q) with it."""
     x = torch.linspace(-30, 5, 101, dtype=torch.float64)
     # torch subtracts 1 and we do not: rounding of 1
-    torch.testing.assert_close(EluPlusOne()(x), torch.nn.functional.elu(x) + 1, rtol=0, atol=4e-16)
+    for scale in (1.0, 0.5):
+        expected = torch.nn.functional.elu(scale * x) + 1
+        torch.testing.assert_close(EluPlusOne(scale=scale)(x), expected, rtol=0, atol=4e-16)
     assert float(EluPlusOne()(torch.tensor(-300.0, dtype=torch.float64))) == pytest.approx(math.exp(-300))
     assert torch.isfinite(EluPlusOne()(torch.tensor([900.0]))).all()
 
@@ -119,5 +121,7 @@ def test_what_has_no_features_is_refused() -> None:
         MAPS["random"](torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"projections are \(3,\)"):
         PositiveRandomFeatures(torch.zeros(3))
+    with pytest.raises(ValueError, match="scale must be positive, got -1"):
+        EluPlusOne(scale=-1)
     with pytest.raises(ValueError, match="inverse_temperature must be positive, got 0"):
         PositiveRandomFeatures(torch.zeros(3, 4), inverse_temperature=0)

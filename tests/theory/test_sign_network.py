@@ -39,12 +39,13 @@ def test_moves_are_random_sequential_updates() -> None:
     """
     neurons = 6
     network = SignNetwork(random_patterns(3, neurons, generator=_generator(5), dtype=torch.float64))
+    couplings = network.couplings
     everything = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * neurons)
     weights = 2 ** torch.arange(neurons - 1, -1, -1)
     chain = torch.zeros(2**neurons, 2**neurons, dtype=torch.float64)
     for number, state in enumerate(everything):
         for i in range(neurons):
-            field = sum(float(network.couplings[i, j] * state[j]) for j in range(neurons))
+            field = float(couplings[i] @ state)
             after = state.clone()
             after[i] = state[i] if abs(field) < 1e-12 else (1.0 if field > 0 else -1.0)
             chain[number, int(((after + 1) / 2 * weights).sum())] += 1 / neurons

@@ -1,8 +1,8 @@
 """Linear attention is a Hopfield network: what a memory of fixed size holds, forgets and overwrites.
 
 Retrieval against the number of stored pairs for every write rule and separation, the sign network and its
-0.138 N, forgetting, overwriting, the normaliser, and memory in the length of a sequence. Everything random is
-drawn `theory.seeds` times; images of the training set are the values of the normaliser's part.
+0.138 N, forgetting, overwriting, the normaliser, and memory in the length of a sequence. All that is random
+is drawn `theory.seeds` times; images of the training set are the values of the normaliser's part.
 """
 
 from collections.abc import Sequence
@@ -201,7 +201,8 @@ def _sign_lines(signs: dict[str, Any]) -> list[str]:
 def _rewriting_lines(results: Results) -> list[str]:
     written, normalised = results["overwriting"], results["normaliser"]
     lines = [
-        f"{written['keys']} keys written {written['rounds'][-1]} times: share that returns the newest, an older"
+        f"{written['keys']} keys written {written['rounds'][-1]} times: share that returns the newest "
+        "value, an older one"
     ]
     for name, curves in written["curves"].items():
         lines.append(f"  {name:12} {_cell(curves['newest'], -1):>13} {_cell(curves['older'], -1):>13}")
@@ -211,13 +212,15 @@ def _rewriting_lines(results: Results) -> list[str]:
         )
         for name, curves in normalised["curves"].items():
             cells = [_cell(curves[kind], -1, digits=3) for kind in ("error", "scale", "found")]
-            lines.append(f"  {name:12} " + " ".join(f"{cell:>18}" for cell in cells))
+            lines.append(f"  {name:26} " + " ".join(f"{cell:>18}" for cell in cells))
     return lines
 
 
 def _memory_lines(held: dict[str, Any]) -> list[str]:
     first, last = held["lengths"][0], held["lengths"][-1]
-    lines = [f"most bytes of tensors at T = {first} and {last}, state, microseconds a token at T = {last}"]
+    lines = [
+        f"most bytes of tensors at T = {first} and {last}, state, processor time a token, us, at T = {last}"
+    ]
     for name, form in held["forms"].items():
         cells = f"{form['peak'][0]:>12,} {form['peak'][-1]:>13,} {form['state'][-1]:>10,}"
         lines.append(f"  {name:12} {cells} {1e6 * form['seconds'][-1] / last:>8.1f}")

@@ -85,7 +85,7 @@ def _rules(results: dict[str, Any], folder: Path) -> Path:
     _normaliser(panels[1, 2], results["normaliser"], "error")
     for axes, letter in zip(panels.flat, "abcdef", strict=True):
         axes.set_title(f"({letter}) {axes.get_title()}")
-    legend_below(figure, (panels[0, 1], panels[1, 0]))
+    legend_below(figure, (panels[0, 1], panels[1, 0], panels[1, 1]))
     return save(figure, folder, "fast_weights_rules")
 
 
@@ -95,8 +95,8 @@ def _signs(axes: Axes, signs: dict[str, Any]) -> None:
         style: Any = {"color": str(shade), "marker": "o", "markersize": 2, "label": f"$N$ = {neurons}"}
         _band(axes, signs["loads"], curves["retrieved"], **style)
     axes.axvline(signs["critical"], color=MODEL_COLOURS[1], linestyle="--", linewidth=1)
-    text: Any = {"color": MODEL_COLOURS[1], "fontsize": 6.5, "ha": "right", "va": "bottom"}
-    axes.text(signs["critical"] - 0.002, 0.02, f"{signs['critical']} $N$", **text)
+    text: Any = {"color": MODEL_COLOURS[1], "fontsize": 6.5, "ha": "left", "va": "top"}
+    axes.text(signs["critical"] + 0.003, 1.04, f"{signs['critical']} $N$", **text)
     axes.set_title("sign network")
     axes.set_xlabel("patterns $P / N$")
     axes.set_ylabel("share with overlap > 0.95")
@@ -135,19 +135,20 @@ def _overwriting(axes: Axes, written: dict[str, Any]) -> None:
 
 
 def _normaliser(axes: Axes, normalised: dict[str, Any], kind: str) -> None:
-    colours = {"without Z": MODEL_COLOURS[1], "with Z": MODEL_COLOURS[0]}
+    colours = {"elu": MODEL_COLOURS[4], "random_features": MODEL_COLOURS[5]}
     for name, curves in normalised["curves"].items():
-        if name in colours:
-            style: Any = {"color": colours[name], "marker": "o", "markersize": 2}
-        else:
-            style = dict(_GREY)
-        _band(axes, normalised["stored"], curves[kind], label=name.replace("Z", "$Z$"), **style)
+        separation, _, kind_of = name.partition(", ")
+        words = name.replace(separation, _WORDS.get(separation, separation)).replace("Z", "$Z$")
+        style: Any = dict(_GREY)
+        if separation in colours:
+            dashes = "-" if kind_of == "with Z" else "--"
+            style = {"color": colours[separation], "linestyle": dashes, "marker": "o", "markersize": 2}
+        _band(axes, normalised["stored"], curves[kind], label=words, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_title("normaliser, elu + 1, images")
+    axes.set_title("normaliser, images as values")
     axes.set_xlabel("pairs $P$")
     axes.set_ylabel("length $|y| / |v|$" if kind == "scale" else "squared error (pixel$^2$)")
-    axes.legend(frameon=False)
 
 
 def _memory(held: dict[str, Any], folder: Path) -> Path:
@@ -166,7 +167,7 @@ def _memory(held: dict[str, Any], folder: Path) -> Path:
     kept = np.array(held["keys_and_values"]) / 2**20
     left.plot(held["lengths"], kept, label="keys and values of softmax (computed)", **_GREY)
     left.set_ylabel("most bytes of tensors (MiB)")
-    right.set_ylabel("time for the sequence (s)")
+    right.set_ylabel("processor time of the sequence (s)")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

@@ -1,9 +1,10 @@
 """What each form of the same memory holds while a sequence goes by, and how long it takes.
 
 Counted are bytes of tensors: every storage that an operation of torch makes, from when it is made until it
-is freed, inputs of the piece at hand included; not counted are buffers inside a single operation, and Python
-itself. Tokens come from a generator piece by piece (one token, a chunk, or all of them), and outputs are
-dropped once read, so that what grows with T is what the form itself needs.
+is freed, inputs of the piece at hand included. Not counted are buffers inside a single operation, and
+Python itself. Tokens come from a generator piece by piece (one token, a chunk, or all of them), and
+outputs are dropped once read, so that what grows with T is what the form itself needs. Seconds are those
+of the processor, which other programs on the machine change little.
 """
 
 import statistics
@@ -67,7 +68,7 @@ def measure(config: FastWeightsConfig, seed: int) -> dict[str, Any]:
     computed and not measured.
     """
     memory = FastWeights(config.dim, config.dim)
-    pieces = {
+    pieces: dict[str, Callable[[int], int]] = {
         "recurrent": lambda length: 1,
         "chunked": lambda length: config.chunk,
         "parallel": lambda length: length,
@@ -83,9 +84,9 @@ def measure(config: FastWeightsConfig, seed: int) -> dict[str, Any]:
             form["state"].append(state.memory.nbytes + state.normaliser.nbytes)
             times = []
             for _ in range(_REPEATS):
-                begin = time.perf_counter()
+                begin = time.process_time()
                 _pass(memory, length, piece(length), seed=seed)
-                times.append(time.perf_counter() - begin)
+                times.append(time.process_time() - begin)
             form["seconds"].append(statistics.median(times))
     return {
         "lengths": list(config.lengths),

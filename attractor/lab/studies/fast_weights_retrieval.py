@@ -32,7 +32,7 @@ from attractor.theory.signal_to_noise import (
 )
 from attractor.theory.write_rules import Decay, Delta, Gate, Hebbian, WriteRule, sigmoid_gates
 
-_SEQUENCES = 4  # of a seed, where many pairs of each are read
+_SEQUENCES = 2  # of a seed, where many pairs of each are read
 _READ = 128  # pairs, at most, that are read of a sequence
 
 
@@ -42,7 +42,7 @@ def _polynomial(degree: int) -> Callable[[FastWeightsConfig, Generator], Feature
 
 SEPARATIONS: dict[str, Callable[[FastWeightsConfig, Generator], FeatureMap]] = {
     "identity": lambda config, generator: Identity(),
-    "elu": lambda config, generator: EluPlusOne(),
+    "elu": lambda config, generator: EluPlusOne(scale=math.sqrt(config.dim)),
     "polynomial_2": _polynomial(2),
     "polynomial_3": _polynomial(3),
     "random_features": lambda config, generator: PositiveRandomFeatures.draw(
@@ -76,11 +76,12 @@ def unit(*shape: int, generator: Generator) -> Tensor:
 
 
 def summary(values: list[list[float]]) -> dict[str, list[float | None]]:
-    """Mean and standard deviation over seeds of curves [seed][point]; null for one seed."""
+    """Mean and standard deviation over seeds of curves [seed][point]; None where there is none."""
     points = list(zip(*values, strict=True))
     spread = [deviation(point) for point in points]
+    means = [sum(point) / len(point) for point in points]
     return {
-        "mean": [sum(point) / len(point) for point in points],
+        "mean": [None if math.isnan(each) else each for each in means],
         "std": [None if math.isnan(each) else each for each in spread],
     }
 

@@ -10,6 +10,7 @@ from attractor.images import to_pixels
 from attractor.lab.studies.config import FastWeightsConfig
 from attractor.lab.studies.fast_weights_retrieval import (
     RULES,
+    SEPARATIONS,
     generators,
     memory_of,
     softmax_memory,
@@ -17,9 +18,10 @@ from attractor.lab.studies.fast_weights_retrieval import (
     unit,
 )
 from attractor.theory.fast_weights import FastWeights
-from attractor.theory.feature_maps import EluPlusOne, Identity
+from attractor.theory.feature_maps import Identity
 from attractor.theory.write_rules import Gate, sigmoid_gates
 
+POSITIVE = ("elu", "random_features")
 _CLOSED = 20.0  # the field on a gate that closes or opens it, to 2e-9
 
 
@@ -89,28 +91,31 @@ def _newest(outputs: Tensor, values: Tensor) -> list[float]:
 def normaliser(config: FastWeightsConfig, images: Tensor, seed: int) -> dict[str, Any]:
     """Readouts with and without Z against the number of pairs: random keys, images (M, C, H, W) for values.
 
-    Features are elu + 1, the rule is Hebbian. Error is per pixel, in squared pixel units; "found" the share
-    whose nearest stored image (Euclidean) is their own, "found by direction" the same by cosine, which a
-    scale does not change. The reference is the mean of the stored images.
+    For both positive separations, with the Hebbian rule. Error is per pixel, in squared pixel units;
+    "found" the share whose nearest stored image (Euclidean) is their own, "found by direction" the same by
+    cosine, which a scale does not change. The reference is the mean of the stored images.
     """
     stored = [pairs for pairs in config.stored if pairs <= len(images)]
-    kinds = ("without Z", "with Z")
-    scores: dict[str, list[list[list[float]]]] = {kind: [] for kind in (*kinds, "mean image")}
+    scores: dict[str, list[list[list[float]]]] = {}
     for generator in generators(config, seed):
         order = torch.randperm(len(images), generator=generator)[: max(stored, default=0)]
         values = to_pixels(images[order], torch.float64).flatten(1)[None]  # (1, P, pixels)
         keys = unit(1, values.shape[1], config.dim, generator=generator)
-        curves: dict[str, list[list[float]]] = {kind: [] for kind in scores}
-        for pairs in stored:
-            k, v = keys[:, :pairs], values[:, :pairs]
-            curves["mean image"].append(_closeness(v.mean(1, keepdim=True).expand_as(v), v))
-            for kind in kinds:
-                memory = FastWeights(
-                    config.dim, v.shape[-1], feature_map=EluPlusOne(), normalised=kind == "with Z"
-                )
-                curves[kind].append(_closeness(memory.recall(memory.store(k, v), k), v))
-        for kind, curve in curves.items():
-            scores[kind].append(curve)
+        memories = {
+            f"{separation}, {word} Z": FastWeights(
+                config.dim, values.shape[-1], feature_map=feature_map, normalised=word == "with"
+            )
+            for separation in POSITIVE
+            for feature_map in [SEPARATIONS[separation](config, generator)]
+            for word in ("without", "with")
+        }
+        for name, memory in memories.items():
+            pairs = [(keys[:, :p], values[:, :p]) for p in stored]
+            curve = [_closeness(memory.recall(memory.store(k, v), k), v) for k, v in pairs]
+            scores.setdefault(name, []).append(curve)
+        means = [values[:, :p].mean(1, keepdim=True).expand(1, p, -1) for p in stored]
+        curve = [_closeness(mean, values[:, : mean.shape[1]]) for mean in means]
+        scores.setdefault("mean image", []).append(curve)
     return {
         "stored": stored,
         "curves": {
