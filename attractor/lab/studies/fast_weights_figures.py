@@ -138,6 +138,8 @@ def _normaliser(axes: Axes, normalised: dict[str, Any], kind: str) -> None:
     colours = {"elu": MODEL_COLOURS[4], "random_features": MODEL_COLOURS[5]}
     for name, curves in normalised["curves"].items():
         separation, _, kind_of = name.partition(", ")
+        if (kind, kind_of) == ("error", "without Z"):
+            continue  # thousands of times larger
         words = name.replace(separation, _WORDS.get(separation, separation)).replace("Z", "$Z$")
         style: Any = dict(_GREY)
         if separation in colours:
@@ -145,8 +147,12 @@ def _normaliser(axes: Axes, normalised: dict[str, Any], kind: str) -> None:
             style = {"color": colours[separation], "linestyle": dashes, "marker": "o", "markersize": 2}
         _band(axes, normalised["stored"], curves[kind], label=words, **style)
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_title("normaliser, images as values")
+    if kind == "scale":
+        axes.set_yscale("log")
+        axes.set_title("normaliser, images as values")
+    else:
+        axes.set_ylim(0, None)
+        axes.set_title("the same, with $Z$")
     axes.set_xlabel("pairs $P$")
     axes.set_ylabel("length $|y| / |v|$" if kind == "scale" else "squared error (pixel$^2$)")
 
@@ -167,7 +173,7 @@ def _memory(held: dict[str, Any], folder: Path) -> Path:
     kept = np.array(held["keys_and_values"]) / 2**20
     left.plot(held["lengths"], kept, label="keys and values of softmax (computed)", **_GREY)
     left.set_ylabel("most bytes of tensors (MiB)")
-    right.set_ylabel("processor time of the sequence (s)")
+    right.set_ylabel("processor time (s)")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
