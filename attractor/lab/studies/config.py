@@ -15,7 +15,15 @@ class TheoryConfig:
 
 @dataclass
 class OlsAttentionConfig(TheoryConfig):
-    steps: int = MISSING  # of gradient descent
+    images: int = MISSING  # of the context; as many other training images are another one
+    side: int = MISSING  # pixels; larger images are averaged down to this at most
+    ridges: list[float] = field(default_factory=list)  # times the mean eigenvalue of the Gram matrix
+    steps: int = MISSING  # of every descent
+    # the one that ends lowest, with a seed of its own, is the rate of all the others
+    adam_rates: list[float] = field(default_factory=list)
+    plain_rates: list[float] = field(default_factory=list)  # of plain gradient descent
+    seeds: int = MISSING  # random starts
+    short_context: int = MISSING  # images of the contexts that are drawn anew at every step
 
 
 @dataclass
