@@ -206,13 +206,10 @@ def _rewriting_lines(results: Results) -> list[str]:
     ]
     for name, curves in written["curves"].items():
         lines.append(f"  {name:12} {_cell(curves['newest'], -1):>13} {_cell(curves['older'], -1):>13}")
-    if normalised["stored"]:
-        lines.append(
-            f"{normalised['stored'][-1]} images as values: squared error, |y|/|v|, found by distance"
-        )
-        for name, curves in normalised["curves"].items():
-            cells = [_cell(curves[kind], -1, digits=3) for kind in ("error", "scale", "found")]
-            lines.append(f"  {name:26} " + " ".join(f"{cell:>18}" for cell in cells))
+    lines.append(f"{normalised['stored'][-1]} images as values: squared error, |y|/|v|, found by distance")
+    for name, curves in normalised["curves"].items():
+        cells = [_cell(curves[kind], -1, digits=3) for kind in ("error", "scale", "found")]
+        lines.append(f"  {name:26} " + " ".join(f"{cell:>18}" for cell in cells))
     return lines
 
 

@@ -95,10 +95,10 @@ def normaliser(config: FastWeightsConfig, images: Tensor, seed: int) -> dict[str
     "found" the share whose nearest stored image (Euclidean) is their own, "found by direction" the same by
     cosine, which a scale does not change. The reference is the mean of the stored images.
     """
-    stored = [pairs for pairs in config.stored if pairs <= len(images)]
+    stored = sorted({min(pairs, len(images)) for pairs in config.stored})
     scores: dict[str, list[list[list[float]]]] = {}
     for generator in generators(config, seed):
-        order = torch.randperm(len(images), generator=generator)[: max(stored, default=0)]
+        order = torch.randperm(len(images), generator=generator)[: stored[-1]]
         values = to_pixels(images[order], torch.float64).flatten(1)[None]  # (1, P, pixels)
         keys = unit(1, values.shape[1], config.dim, generator=generator)
         memories = {
