@@ -52,7 +52,15 @@ class FastWeightsConfig(TheoryConfig):
 
 @dataclass
 class CapacityConfig(TheoryConfig):
-    stored: list[int] = field(default_factory=list)  # numbers of stored images
+    stored: list[int] = field(default_factory=list)  # numbers of stored images, under task.noise_variance
+    learned: list[int] = field(default_factory=list)  # those of them that a network is trained on
+    fixed: int = MISSING  # number of stored images while the corruption varies
+    variances: list[float] = field(default_factory=list)  # of the noise, squared pixels
+    fractions: list[float] = field(default_factory=list)  # of the tokens, that are occluded
+    powers: list[float] = field(default_factory=list)  # of the polynomial separations
+    ridges: list[float] = field(default_factory=list)  # of the Mahalanobis similarity, squared pixels
+    queries: int = MISSING  # corrupted images of each measurement
+    seeds: int = MISSING  # draws of the images that are stored
 
 
 @dataclass
