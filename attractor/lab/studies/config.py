@@ -51,6 +51,20 @@ class QueryKeyConfig(TheoryConfig):
 @dataclass
 class FastWeightsConfig(TheoryConfig):
     seeds: int = MISSING  # draws of every measurement
+    dim: int = MISSING  # of keys, queries and values
+    sequences: int = MISSING  # of a seed, for forgetting and overwriting
+    stored: list[int] = field(default_factory=list)  # numbers of pairs
+    separations: list[str] = field(default_factory=list)  # names in SEPARATIONS
+    rules: list[str] = field(default_factory=list)  # names in RULES
+    retention: float = MISSING  # gamma of the decay, and about the mean of the random gate
+    inverse_temperature: float = MISSING  # beta of the softmax and of its random features
+    random_features: int = MISSING
+    rounds: int = MISSING  # in which every key is written again
+    neurons: list[int] = field(default_factory=list)  # of the sign networks
+    loads: list[float] = field(default_factory=list)  # P / N
+    patterns: int = MISSING  # of a sign network, at most, that are retrieved
+    lengths: list[int] = field(default_factory=list)  # T, where memory and time are measured
+    chunk: int = MISSING
 
 
 @dataclass
