@@ -12,6 +12,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from attractor.baselines.separations import Softmax
+from attractor.baselines.similarities import Dot
+from attractor.baselines.universal import UniversalMemory
 from attractor.lab.report import deviation
 from attractor.lab.studies.config import FastWeightsConfig
 from attractor.theory.fast_weights import FastWeights, State
@@ -94,8 +97,12 @@ def memory_of(config: FastWeightsConfig, feature_map: FeatureMap, rule: WriteRul
 
 
 def softmax_memory(queries: Tensor, keys: Tensor, values: Tensor, *, inverse_temperature: float) -> Tensor:
-    """The memory that keeps all pairs."""
-    return torch.softmax(inverse_temperature * queries @ keys.mT, -1) @ values
+    """The memory that keeps all pairs: queries (B, Q, D), keys (B, P, D), values (B, P, Dv), one by one."""
+    kept = (
+        UniversalMemory(k, v, similarity=Dot(), separation=Softmax(), beta=inverse_temperature)
+        for k, v in zip(keys, values, strict=True)
+    )
+    return torch.stack([memory.retrieve(q) for memory, q in zip(kept, queries, strict=True)])
 
 
 def _score(outputs: Tensor, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
