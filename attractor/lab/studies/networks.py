@@ -8,7 +8,7 @@ from attractor.images import ImageSplits, pixel_mean
 from attractor.lab.assessment import validation_batch
 from attractor.lab.build import build_candidates, build_network, build_tasks
 from attractor.lab.build_rule import build_rule, jitter_of
-from attractor.lab.config import AttractorConfig, Config, ModelConfig, TransformerConfig
+from attractor.lab.config import Config, ModelConfig, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import Network
 from attractor.lab.rule_config import BackpropConfig
