@@ -8,9 +8,11 @@ eigenvalues of C:
     log-volume        log det(V^T C' V) - log det(V^T C V), halved, for each direction of the range V of C
     distance          mean distance between two tokens of an image, after over before
     gain_a            sqrt(v_a^T C' v_a / lambda_a)
+    slope_a           v_a^T E[x' x^T] v_a / lambda_a, of the deviations x' on x: what is added that has
+                      nothing to do with x counts in the gain alone
 
-The residual update of N(mu, C) multiplies deviations by I + C, so it expands along every v_a, by the gain
-1 + lambda_a (Shim 2021, arXiv 2205.01080), where tokens are queries, keys and values as they are.
+The residual update of N(mu, C) multiplies deviations by I + C, so it expands along every v_a: gain and
+slope are 1 + lambda_a, where tokens are queries, keys and values as they are (Shim 2021, arXiv 2205.01080).
 """
 
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ class Expansion:
     distance: float
     eigenvalues: Tensor  # (r,) of C, descending
     gains: Tensor  # (r,)
+    slopes: Tensor  # (r,)
 
 
 def deviations(tokens: Tensor) -> Tensor:
@@ -57,6 +60,7 @@ def expansion(before: Tensor, after: Tensor) -> Expansion:
     was, now = covariance(old), covariance(new)
     kept = spectrum(was)
     seen = kept.vectors.mT @ now @ kept.vectors  # (r, r)
+    along = (old.flatten(0, 1) @ kept.vectors) * (new.flatten(0, 1) @ kept.vectors)  # (B N, r)
     volume = spectrum(seen).values.log().mean() - kept.values.log().mean()
     return Expansion(
         variance=float(now.trace() / was.trace()),
@@ -64,6 +68,7 @@ def expansion(before: Tensor, after: Tensor) -> Expansion:
         distance=float(torch.cdist(new, new).mean() / torch.cdist(old, old).mean()),
         eigenvalues=kept.values,
         gains=(seen.diagonal() / kept.values).clamp_min(0).sqrt(),
+        slopes=along.mean(0) / kept.values,
     )
 
 

@@ -30,6 +30,7 @@ def test_the_update_of_a_gaussian_expands_by_one_plus_the_eigenvalue() -> None:
     spread = covariance(deviations(x))
     found = expansion(x, attention_update(normal(x.mean((0, 1)), spread), x))
     torch.testing.assert_close(found.gains, 1 + found.eigenvalues)
+    torch.testing.assert_close(found.slopes, 1 + found.eigenvalues)
     torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(spread).flip(0))
     volume = torch.logdet(torch.eye(3, dtype=torch.float64) + spread) / 3
     assert found.log_volume == pytest.approx(float(volume), abs=1e-12)
@@ -45,6 +46,16 @@ def test_a_dilation() -> None:
     assert len(found.gains) == 3
     assert (found.variance, found.distance) == (pytest.approx(4), pytest.approx(2))
     assert found.log_volume == pytest.approx(math.log(2))
+
+
+def test_what_is_added_has_no_slope() -> None:
+    """Independent noise of the size of x: gain sqrt(2), slope 1, to the errors of 8,000 tokens."""
+    x = draw(1000, 8, 2)
+    found = expansion(x, x + draw(1000, 8, 2, seed=1))
+    torch.testing.assert_close(found.gains, torch.full_like(found.gains, 2**0.5), rtol=0.05, atol=0)
+    torch.testing.assert_close(found.slopes, torch.ones_like(found.slopes), rtol=0.05, atol=0)
+    turned = expansion(x, -2 * x)
+    torch.testing.assert_close(turned.slopes, torch.full_like(turned.slopes, -2))
 
 
 def test_a_direction_that_is_removed() -> None:
