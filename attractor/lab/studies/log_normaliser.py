@@ -8,6 +8,7 @@ their tokens.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -15,7 +16,7 @@ from torch import Generator, Tensor
 from attractor.images import ImageSplits
 from attractor.lab.assessment import validation_batch
 from attractor.lab.build import build_tasks
-from attractor.lab.config import Config
+from attractor.lab.config import Config, TaskName
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.studies import expansion, networks
@@ -218,9 +219,10 @@ def measure_networks(config: Config, splits: ImageSplits, tell: Tell) -> Results
     """Expansion in each network, trained and untrained, and in the theory's own layer on their tokens."""
     theory = _theory(config)
     found, populations = [], {}
+    every = replace(config.task, names=list(TaskName))  # runs may have learned another task than config's
     for network in networks.trained(config, splits, tell, runs=theory.runs):
         tell(f"expansion in {network.name}")
-        task = build_tasks(config.task, patch=network.model.patch, side=splits.side)[network.task]
+        task = build_tasks(every, patch=network.model.patch, side=splits.side)[network.task]
         batch = validation_batch(splits, task, images=theory.images, seed=config.eval.seed)
         before = networks.untrained(network, splits)
         row = {"name": network.name, "task": network.task, "error": network.choice.error}

@@ -121,7 +121,7 @@ def _weightless(axes: Axes, populations: dict[str, list[Results]]) -> None:
         axes.plot(row["eigenvalues"], row["gains"], label=f"x {row['scale']:g}", **style)
     _one_plus(axes)
     axes.set(xlabel="eigenvalue $\\lambda$ of the tokens", ylabel="gain", ylim=(0.95, 3))
-    axes.set_title("no weights, image tokens")
+    axes.set_title("no weights; line: $1+\\lambda$")
     axes.legend(frameon=False, title="variance", title_fontsize=6.5, loc="upper left")
 
 
@@ -129,7 +129,7 @@ def _one_plus(axes: Axes) -> None:
     """The prediction 1 + lambda, over what is drawn."""
     axes.set_xscale("log")
     span = np.geomspace(*axes.get_xlim(), 100)
-    axes.plot(span, 1 + span, color="0.3", linewidth=0.9, label="$1+\\lambda$", zorder=0)
+    axes.plot(span, 1 + span, color="0.3", linewidth=0.9, zorder=0)
 
 
 def _expansion(results: Results, folder: Path) -> Path:
@@ -142,7 +142,7 @@ def _expansion(results: Results, folder: Path) -> Path:
             _ratios(panels[0], row, ("attention", "MLP", "normalisation"), "layer")
             panels[0].set_title("transformer")
             _slopes(panels[1], row["trained"]["stages"]["attention"], "layer")
-            panels[1].set_title("transformer, attention")
+            panels[1].set_title("transformer; line: $1+\\lambda$")
             _sizes(panels[2], row)
             _parts(panels[3], row)
         if "bare" in first:
@@ -150,7 +150,7 @@ def _expansion(results: Results, folder: Path) -> Path:
             _ratios(panels[4], row, ("attention", "normalisation"), "iteration")
             panels[4].set_title("bare self-attention")
             _slopes(panels[5], row["trained"]["stages"]["attention"][:4], "iteration")
-            panels[5].set_title("bare, attention")
+            panels[5].set_title("bare; line: $1+\\lambda$")
         _letter(panels)
         legend_below(figure, (panels[0],))
         return save(figure, folder, "expansion")
@@ -179,9 +179,9 @@ def _slopes(axes: Axes, layers: list[Results], over: str) -> None:
     shown = [v for s in layers for e, v in zip(s["eigenvalues"], s["slopes"], strict=True) if e > _SEEN]
     low, high = min(shown), max(shown)
     axes.set_ylim(min(0.5, low) - 0.05 * (high - low), high + 0.45 * (high - low))
-    axes.set(xlabel="eigenvalue $\\lambda$ of the cloud", ylabel="slope of each direction")
+    axes.set(xlabel="eigenvalue $\\lambda$ of the cloud", ylabel="slope under attention")
     compact: Any = {"columnspacing": 0.7, "handletextpad": 0.1, "markerscale": 2.5}
-    axes.legend(frameon=False, loc="upper left", ncols=3, title=over, title_fontsize=6.5, **compact)
+    axes.legend(frameon=False, loc="lower right", ncols=5, title=over, title_fontsize=6.5, **compact)
 
 
 def _sizes(axes: Axes, row: Results) -> None:

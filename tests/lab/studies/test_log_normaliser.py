@@ -13,7 +13,7 @@ from scipy import stats
 
 from attractor.images import ImageSplits, pixel_mean
 from attractor.lab.assessment import validation_batch
-from attractor.lab.build import build_network, build_tasks
+from attractor.lab.build import build_data, build_network, build_tasks
 from attractor.lab.config import Config, TransformerBlockConfig, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import expansion, log_normaliser
@@ -171,3 +171,17 @@ def test_the_rank_correlation_is_spearmans() -> None:
     expected = stats.spearmanr(values, slopes).statistic
     assert rank_correlation({"eigenvalues": values, "slopes": slopes}) == pytest.approx(expected)
     assert rank_correlation({"eigenvalues": [1.0], "slopes": [2.0]}) == 0
+
+
+def test_a_run_is_measured_on_its_own_task(
+    train_run: Callable[..., Any],
+    make_config: Callable[..., Config],
+    tiny: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """A transformer that denoises, under an experiment whose task is masking: no mask is drawn for it."""
+    run = train_run(tmp_path / "run", "model=transformer", "model.width=8", "model.heads=2", "task=denoise")
+    config = make_config(*tiny, *SMALL, f"theory.runs=[{run.path}]")
+    found = log_normaliser.measure_networks(config, build_data(config.data), lambda text: None)
+    assert [(row["name"], row["task"]) for row in found["networks"]] == [("transformer run", "denoise")]
+    assert found["weightless"] == {}
