@@ -13,12 +13,14 @@ from scipy import stats
 
 from attractor.images import ImageSplits, pixel_mean
 from attractor.lab.assessment import validation_batch
-from attractor.lab.build import build_data, build_network, build_tasks
+from attractor.lab.build import build_network, build_tasks
 from attractor.lab.config import Config, TransformerBlockConfig, TransformerConfig
 from attractor.lab.errors import ConfigError
-from attractor.lab.studies import expansion, log_normaliser
+from attractor.lab.selection import Choice
+from attractor.lab.studies import expansion, log_normaliser, networks
 from attractor.lab.studies.log_normaliser_report import rank_correlation
-from attractor.lab.transformers import TransformerNetwork
+from attractor.lab.studies.networks import Trained
+from attractor.lab.transformers import Passes, TransformerNetwork
 from attractor.theory.expansion import covariance, deviations
 
 SMALL = (
@@ -174,14 +176,18 @@ def test_the_rank_correlation_is_spearmans() -> None:
 
 
 def test_a_run_is_measured_on_its_own_task(
-    train_run: Callable[..., Any],
     make_config: Callable[..., Config],
     tiny: tuple[str, ...],
-    tmp_path: Path,
+    splits: ImageSplits,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A transformer that denoises, under an experiment whose task is masking: no mask is drawn for it."""
-    run = train_run(tmp_path / "run", "model=transformer", "model.width=8", "model.heads=2", "task=denoise")
-    config = make_config(*tiny, *SMALL, f"theory.runs=[{run.path}]")
-    found = log_normaliser.measure_networks(config, build_data(config.data), lambda text: None)
-    assert [(row["name"], row["task"]) for row in found["networks"]] == [("transformer run", "denoise")]
-    assert found["weightless"] == {}
+    model = TransformerConfig(name="t", patch=2, width=8, heads=2, depth=1)
+    network = build_network(model, pixel_mean(splits.train), seed=0)
+    denoiser = Trained("t", network, model, "denoise", Choice(Passes(steps=1), 0.1), seed=0)
+    monkeypatch.setattr(networks, "trained", lambda *args, **options: [denoiser])
+    seen = []
+    monkeypatch.setattr(expansion, "transformer", lambda network, batch: seen.append(batch.mask))
+    found = log_normaliser.measure_networks(make_config(*tiny, *SMALL), splits, lambda text: None)
+    assert [row["task"] for row in found["networks"]] == ["denoise"]
+    assert seen == [None, None]

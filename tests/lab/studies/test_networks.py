@@ -11,7 +11,8 @@ from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.runs import load_run
-from attractor.lab.studies.networks import load, trained, untrained
+from attractor.lab.studies import networks
+from attractor.lab.studies.networks import Trained, load, untrained
 from attractor.lab.transformers import TransformerNetwork
 
 
@@ -20,10 +21,16 @@ def config(make_config: Callable[..., Config], tiny: tuple[str, ...]) -> Config:
     return make_config(*tiny, "task=masked")
 
 
-def test_two_are_trained(config: Config, splits: ImageSplits) -> None:
-    """Bare self-attention and a transformer, by their rules: weights have moved, the error is finite."""
+@pytest.fixture(scope="module")
+def both(config: Config, splits: ImageSplits) -> tuple[list[Trained], list[str]]:
+    """The two networks, and what was told meanwhile."""
     said: list[str] = []
-    bare, transformer = trained(config, splits, said.append, runs=[])
+    return networks.trained(config, splits, said.append, runs=[]), said
+
+
+def test_two_are_trained(both: tuple[list[Trained], list[str]], splits: ImageSplits) -> None:
+    """Bare self-attention and a transformer, by their rules: weights have moved, the error is finite."""
+    (bare, transformer), said = both
     assert isinstance(bare.network, AttractorNetwork)
     assert isinstance(transformer.network, TransformerNetwork)
     assert said[0] == "training bare_attention, step 1/6"
@@ -35,12 +42,13 @@ def test_two_are_trained(config: Config, splits: ImageSplits) -> None:
         assert any(not torch.equal(weight, before.weights[name]) for name, weight in weights.items())
 
 
-def test_the_seed_is_that_of_training(config: Config, splits: ImageSplits) -> None:
-    """An untrained transformer starts from the weights that the trained one started from."""
-    _, transformer = trained(config, splits, lambda text: None, runs=[])
-    one, two = untrained(transformer, splits), untrained(transformer, splits)
-    for name, weight in one.weights.items():
-        assert torch.equal(weight, two.weights[name])
+def test_the_seed_is_that_of_training(both: tuple[list[Trained], list[str]], splits: ImageSplits) -> None:
+    """An untrained transformer has the weights that training started from: one step has moved little."""
+    _, transformer = both[0]
+    before = untrained(transformer, splits)
+    for name, weight in transformer.network.weights.items():
+        # the first step of warm-up moves a weight by the rate 0.004 at most, an initial one has 0.02 or 0.5
+        assert float((weight - before.weights[name]).abs().max()) < 0.01
 
 
 def test_runs_are_loaded(trained: Any) -> None:
