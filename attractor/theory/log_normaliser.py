@@ -172,7 +172,7 @@ def attention_update(population: Population, eta: Tensor) -> Tensor:
 
 
 def sampling_error(covariance: Tensor, eta: Tensor, *, draws: int) -> tuple[Tensor, Tensor]:
-    """Bias (D,) and covariance (D, D) of softmax attention over n draws of N(mu, Sigma), as mu + Sigma eta.
+    """Bias (D,) and covariance (D, D) of softmax attention over n draws, for mu + Sigma eta.
 
         covariance = g/n (Sigma + Sigma eta (Sigma eta)^T),    bias = -g/n Sigma eta
         g = exp(eta^T Sigma eta)

@@ -14,9 +14,12 @@ z-scores, which after R is
     c_m <- c_m (1 + m v^(m-1) / (1 + v))        to first order in c_m
 
 (the cumulant of order m of z + b He_{m-1}(z) is m! b). So skewness (m = 3) and excess kurtosis (m = 4) grow
-at every iteration, by 1 + 3 v^2/(1 + v) and 1 + 4 v^3/(1 + v): to a population of v << 1 little happens.
+at every iteration, by 1 + 3 v^2/(1 + v) and 1 + 4 v^3/(1 + v); to a population of v << 1 little happens.
 
-Source: Shim 2021, arXiv 2205.01080 (the operator, theorem 1). The growth of cumulants is ours.
+D + 1 points in general position are an equilibrium too, whatever their weights, but for a rotation: every
+map of so few points is affine, and R undoes the rest of it.
+
+Source: Shim 2021, arXiv 2205.01080 (the operator, theorem 1). Growth and the other equilibria are ours.
 """
 
 import torch

@@ -115,6 +115,22 @@ def test_two_points_are_stationary_too() -> None:
     torch.testing.assert_close(y, x, rtol=0, atol=1e-14)
 
 
+def test_as_many_points_as_span_the_space_are_stationary() -> None:
+    """D + 1 points keep their Mahalanobis distances, to the point and to each other; D + 2 do not."""
+    moved = []
+    for count in (3, 4):
+        points = Renormalisation(MEAN, COVARIANCE)(draw(count)).repeat_interleave(
+            torch.arange(1, count + 1), 0
+        )
+        x = Renormalisation(MEAN, COVARIANCE)(points)
+        y = Renormalisation(MEAN, COVARIANCE)(attention_update(Discrete(x), x))
+        whiten = torch.linalg.inv(COVARIANCE)
+        first, second = ((z - MEAN) @ whiten @ (z - MEAN).mT for z in (x, y))
+        moved.append(float((first - second).abs().max()))
+    assert moved[0] < 1e-12
+    assert moved[1] > 1e-3
+
+
 def test_cumulants_and_distances_are_those_of_scipy() -> None:
     """Skewness, excess kurtosis and the Wasserstein distance, column by column."""
     x, y = draw(60).exp(), draw(60, seed=1)

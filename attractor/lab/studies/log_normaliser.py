@@ -1,17 +1,13 @@
 """Attention as the gradient of a log-normaliser: what is measured of the theory, and in which networks.
 
 sampling: softmax attention over n draws of a Gaussian, against mu + Sigma eta.
-shapes: populations under update and renormalisation; growth: of their small cumulants, in one iteration.
+shapes, limits: populations under update and renormalisation; growth: of their small cumulants.
 bound: exact log Z of Gaussian mixtures against the lower bound.
 networks: expansion by attention, contraction by normalisation; weightless: the theory's own layer on
 their tokens.
 """
 
-import math
 from dataclasses import replace
-
-import torch
-from torch import Generator, Tensor
 
 from attractor.images import ImageSplits
 from attractor.lab.assessment import validation_batch
@@ -19,34 +15,16 @@ from attractor.lab.build import build_tasks
 from attractor.lab.config import Config, TaskName
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
-from attractor.lab.studies import expansion, networks
+from attractor.lab.studies import expansion, networks, populations
 from attractor.lab.studies.config import LogNormaliserConfig
 from attractor.lab.studies.log_normaliser_figures import draw
 from attractor.lab.studies.log_normaliser_report import headline, table
 from attractor.lab.studies.study import Results, Tell
 from attractor.lab.transformers import TransformerNetwork
-from attractor.theory.log_normaliser import (
-    Discrete,
-    GaussianMixture,
-    attention_update,
-    normal,
-    sampling_error,
-    shared_mixture,
-)
-from attractor.theory.renormalisation import (
-    Renormalisation,
-    cumulant_growth,
-    gaussian_quantiles,
-    standardised_cumulants,
-    wasserstein,
-)
 
 __all__ = ["check", "draw", "measure", "table"]
 
-_STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)  # sqrt(eta^T Sigma eta): how many deviations away the query looks
-_VARIANCES = (0.25, 1.0)  # of a population in each of its two directions
 _SCALES = [1.0, 4.0, 16.0]  # of the variance of tokens
-_SHAPES = ("Gaussian", "uniform", "bimodal", "Laplace", "exponential")
 
 
 def check(config: Config) -> None:
@@ -68,157 +46,36 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     tell("softmax attention over samples")
     results: Results = {
         "sampling": [
-            sampling(dim, strength, theory, seed=config.seed)
+            populations.sampling(dim, strength, theory, seed=config.seed)
             for dim in (1, 2, 3)
-            for strength in _STRENGTHS
+            for strength in populations.STRENGTHS
         ]
     }
     shapes = []
-    for variance in _VARIANCES:
-        for shape in ("equilibrium", *_SHAPES):
+    for variance in populations.VARIANCES:
+        for shape in ("equilibrium", *populations.SHAPES):
             tell(f"update and renormalisation, {shape}, variance {variance:g}")
-            shapes.append(trajectories(shape, variance, theory, seed=config.seed))
-    tell("growth of cumulants")
-    results |= {"shapes": shapes, "growth": growth(2 * theory.particles), "bound": bound(seed=config.seed)}
+            shapes.append(populations.trajectories(shape, variance, theory, seed=config.seed))
+    tell("limits of populations, growth of cumulants")
+    limits = [
+        populations.limit(shape, variance, theory, seed=config.seed)
+        for variance in populations.VARIANCES
+        for shape in populations.SHAPES
+    ]
+    results |= {
+        "shapes": shapes,
+        "limits": limits,
+        "growth": populations.growth(2 * theory.particles),
+        "bound": populations.bound(seed=config.seed),
+    }
     results |= measure_networks(config, splits, tell)
     return results | {"headline": headline(results)}
-
-
-def sampling(dim: int, strength: float, theory: LogNormaliserConfig, *, seed: int) -> Results:
-    """sqrt(<|softmax attention - (mu + Sigma eta)|^2>), in deviations of the tokens: measured, predicted.
-
-    Sigma_ab = 2^-|a-b|, mu = 0.5 (1 .. 1), eta along (1 .. 1) with eta^T Sigma eta = strength^2.
-    """
-    place = torch.arange(dim, dtype=torch.float64)
-    covariance = 0.5 ** (place[:, None] - place).abs()
-    mean = torch.full((dim,), 0.5, dtype=torch.float64)
-    eta = torch.ones(dim, dtype=torch.float64)
-    eta = eta * strength / (eta @ covariance @ eta).sqrt()
-    exact = normal(mean, covariance).mean(eta)
-    root = torch.linalg.cholesky(covariance)
-    generator = Generator().manual_seed(seed)
-    found: Results = {"dim": dim, "strength": strength, "draws": theory.draws, "error": []}
-    found |= {"standard_error": [], "predicted": []}
-    for draws in theory.draws:
-        squared = torch.empty(theory.repetitions, dtype=torch.float64)
-        for repetition in range(theory.repetitions):
-            noise = torch.randn(draws, dim, generator=generator, dtype=torch.float64)
-            attended = Discrete(mean + noise @ root.mT).mean(eta)
-            squared[repetition] = (attended - exact).square().sum()
-        error = squared.mean().sqrt()
-        bias, spread = sampling_error(covariance, eta, draws=draws)
-        found["error"].append(float(error))
-        found["standard_error"].append(float(squared.std() / theory.repetitions**0.5 / (2 * error)))
-        found["predicted"].append(float((spread.trace() + bias.square().sum()).sqrt()))
-    return found
-
-
-def trajectories(shape: str, variance: float, theory: LogNormaliserConfig, *, seed: int) -> Results:
-    """A population of independent x and y under update and renormalisation, seed by seed (seeds, T + 1).
-
-    The update is softmax attention over the population itself; of "equilibrium", a Gaussian sample, it is
-    the exact mu + Sigma eta. Distances are Wasserstein's, in standard deviations, averaged over eight
-    directions, and so is the excess kurtosis.
-    """
-    covariance = variance * torch.eye(2, dtype=torch.float64)
-    restore = Renormalisation(torch.zeros(2, dtype=torch.float64), covariance)
-    exact = normal(restore.mean, covariance)
-    angles = torch.arange(8, dtype=torch.float64) * torch.pi / 8
-    directions = torch.stack([angles.cos(), angles.sin()]) / variance**0.5
-    gaussian = gaussian_quantiles(theory.particles, like=directions)[:, None].expand(-1, 8)
-    found: Results = {"shape": shape, "variance": variance, "gaussian": [], "start": [], "kurtosis": []}
-    for offset in range(theory.seeds):
-        x = restore(_sample(shape, theory.particles, Generator().manual_seed(1000 * seed + offset)))
-        start = x @ directions
-        rows: dict[str, list[float]] = {"gaussian": [], "start": [], "kurtosis": []}
-        for t in range(theory.iterations + 1):
-            if t:
-                x = restore(attention_update(exact if shape == "equilibrium" else Discrete(x), x))
-            seen = x @ directions
-            rows["gaussian"].append(float(wasserstein(seen, gaussian).mean()))
-            rows["start"].append(float(wasserstein(seen, start).mean()))
-            rows["kurtosis"].append(float(standardised_cumulants(seen)[1].mean()))
-        for name, row in rows.items():
-            found[name].append(row)
-    return found
-
-
-def _sample(shape: str, count: int, generator: Generator) -> Tensor:
-    """Two independent columns (n, 2), which renormalisation centres and scales."""
-    uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    normals = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    side = (uniform - 0.5).sign()
-    shapes: dict[str, Tensor] = {
-        "uniform": uniform,
-        "bimodal": 0.9 * side + 0.19**0.5 * normals,  # humps 0.9 deviations from the middle, 0.44 wide
-        "Laplace": -side * torch.log1p(-2 * (uniform - 0.5).abs()),
-        "exponential": -torch.log1p(-uniform),
-    }
-    return shapes.get(shape, normals)
-
-
-def growth(points: int) -> Results:
-    """Growth of a small skewness and excess kurtosis in one iteration of softmax attention in D = 1.
-
-    Over Gaussian quantiles z, and over the same plus b He_{m-1}(z), b = 0.001: the ratio of what that adds
-    to the cumulant, after and before.
-    """
-    z = gaussian_quantiles(points, like=torch.zeros((), dtype=torch.float64))[:, None]
-    starts = (z, z + 1e-3 * (z**2 - 1), z + 1e-3 * (z**3 - 3 * z))
-    variances = torch.tensor([0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4], dtype=torch.float64)
-    ratios: dict[int, list[float]] = {3: [], 4: []}
-    for variance in variances:
-        restore = Renormalisation(torch.zeros_like(z[0]), variance.reshape(1, 1))
-        cumulants = []  # (2,) before and after, of each start and order
-        for start in starts:
-            x = restore(start)
-            seen = (x, restore(attention_update(Discrete(x), x)))
-            cumulants.append(torch.cat([torch.stack(standardised_cumulants(v)) for v in seen], 1))
-        for order in ratios:
-            before, after = (cumulants[order - 2] - cumulants[0])[order - 3]
-            ratios[order].append(float(after / before))
-    return {"variances": variances.tolist()} | {
-        str(order): {"measured": measured, "predicted": cumulant_growth(order, variances).tolist()}
-        for order, measured in ratios.items()
-    }
-
-
-def bound(*, seed: int) -> Results:
-    """Log Z and its bound of three Gaussians in D = 2 along a ray, and their gap over 200 such mixtures."""
-    generator = Generator().manual_seed(seed)
-    smallest, gaps = math.inf, []
-    for _ in range(200):
-        mixture = _mixture(generator)
-        eta = 2 * torch.randn(100, 2, generator=generator, dtype=torch.float64)
-        gap = mixture.log_normaliser(eta) - mixture.lower_bound(eta)
-        smallest = min(smallest, float(gap.min()))
-        gaps.append(gap / mixture.log_normaliser(eta).abs())
-    means = torch.tensor([[-1.0, 0.5], [0.5, 1.0], [0.8, -1.0]], dtype=torch.float64)
-    wide = torch.diag_embed(torch.tensor([[0.2, 0.2], [1.5, 0.3], [0.3, 0.8]], dtype=torch.float64))
-    mixture = GaussianMixture(means, wide)
-    lengths = torch.linspace(-4, 4, 81, dtype=torch.float64)
-    eta = lengths[:, None] * torch.tensor([0.8, 0.6], dtype=torch.float64)
-    return {
-        "smallest_gap": smallest,
-        "relative_gap": float(torch.cat(gaps).median()),
-        "eta": lengths.tolist(),
-        "exact": mixture.log_normaliser(eta).tolist(),
-        "lower_bound": mixture.lower_bound(eta).tolist(),
-        "shared": shared_mixture(means, wide.mean(0)).log_normaliser(eta).tolist(),
-        "means": mixture.points.log_normaliser(eta).tolist(),
-    }
-
-
-def _mixture(generator: Generator) -> GaussianMixture:
-    root = torch.randn(3, 2, 2, generator=generator, dtype=torch.float64)
-    covariances = root @ root.mT / 2 + 0.05 * torch.eye(2, dtype=torch.float64)
-    return GaussianMixture(torch.randn(3, 2, generator=generator, dtype=torch.float64), covariances)
 
 
 def measure_networks(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     """Expansion in each network, trained and untrained, and in the theory's own layer on their tokens."""
     theory = _theory(config)
-    found, populations = [], {}
+    found, tokens_of = [], {}
     every = replace(config.task, names=list(TaskName))  # runs may have learned another task than config's
     for network in networks.trained(config, splits, tell, runs=theory.runs):
         tell(f"expansion in {network.name}")
@@ -237,11 +94,11 @@ def measure_networks(config: Config, splits: ImageSplits, tell: Tell) -> Results
             row |= {"kind": "bare", "trained": expansion.bare(network.network, batch)}
             row |= {"untrained": expansion.bare(random, batch)}
             tokens = network.network.encode(batch.original).flatten(0, 1)
-            populations[f"D = {tokens.shape[1]}"] = tokens
+            tokens_of[f"D = {tokens.shape[1]}"] = tokens
         found.append(row)
     free = {
         name: expansion.weightless(tokens, scales=_SCALES, seed=config.seed)
-        for name, tokens in populations.items()
+        for name, tokens in tokens_of.items()
     }
     return {"networks": found, "weightless": free}
 

@@ -49,6 +49,10 @@ def table(results: Results) -> str:
             f"  variance {row['variance']:<4g} {row['shape']:12} {first:.3f} -> {last:.3f}   "
             f"kurtosis {heavy:6.2f} -> {heavier:6.2f}"
         )
+    lines.append("where they go: points that are left, and the shares of the first five")
+    for row in results["limits"]:
+        count, shares = len(row["shares"]), _numbers(row["shares"][:5])
+        lines.append(f"  variance {row['variance']:<4g} {row['shape']:12} {count} points: {shares}")
     growth = results["growth"]
     lines.append("growth of a small skewness and excess kurtosis in an iteration, measured (predicted)")
     for index, variance in enumerate(growth["variances"]):

@@ -17,7 +17,8 @@ from attractor.lab.build import build_network, build_tasks
 from attractor.lab.config import Config, TransformerBlockConfig, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.selection import Choice
-from attractor.lab.studies import expansion, log_normaliser, networks
+from attractor.lab.studies import expansion, log_normaliser, networks, populations
+from attractor.lab.studies.config import LogNormaliserConfig
 from attractor.lab.studies.log_normaliser_report import rank_correlation
 from attractor.lab.studies.networks import Trained
 from attractor.lab.transformers import Passes, TransformerNetwork
@@ -64,11 +65,19 @@ def test_it_measures_theorem_1(done: Any) -> None:
 
 def test_it_measures_the_growth_of_cumulants() -> None:
     """At a small variance the sample's attention grows cumulants as predicted; at a large one it cannot."""
-    found = log_normaliser.growth(1000)
+    found = populations.growth(1000)
     for order in ("3", "4"):
         values = found[order]
         np.testing.assert_allclose(values["measured"][:3], values["predicted"][:3], rtol=0.02)
         assert values["measured"][-1] < 0.7 * values["predicted"][-1]
+
+
+def test_populations_end_as_three_points(make_config: Callable[..., Config]) -> None:
+    """D + 1 = 3 points, from two starts: whoever reads theorem 1 as convergence to a Gaussian is wrong."""
+    theory = make_config(*SMALL, "theory.particles=300", "theory.iterations=20").theory
+    assert isinstance(theory, LogNormaliserConfig)
+    for shape in ("Gaussian", "uniform"):
+        assert len(populations.limit(shape, 1.0, theory, seed=0)["shares"]) == 3
 
 
 def test_every_bound_holds(done: Any) -> None:
