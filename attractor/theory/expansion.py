@@ -85,8 +85,8 @@ def linear_response(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             f"queries, keys and values are {given}, expected (..., N, D) with the same N and D"
         )
     mean = values.mean(-2, keepdim=True)
-    centred = keys - keys.mean(-2, keepdim=True)
-    return mean + (queries @ centred.mT) @ (values - mean) / keys.shape[-2]
+    # keys need not be centred: the values are
+    return mean + (queries @ keys.mT) @ (values - mean) / keys.shape[-2]
 
 
 def explained(actual: Tensor, predicted: Tensor) -> float:
