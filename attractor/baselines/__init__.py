@@ -5,5 +5,14 @@ from attractor.baselines.mean import TrainingMean
 from attractor.baselines.memory import DenseMemory
 from attractor.baselines.regression import LinearRegression
 from attractor.baselines.transformer import RecycledBlock, Transformer
+from attractor.baselines.universal import UniversalMemory
 
-__all__ = ["Backprop", "DenseMemory", "LinearRegression", "RecycledBlock", "TrainingMean", "Transformer"]
+__all__ = [
+    "Backprop",
+    "DenseMemory",
+    "LinearRegression",
+    "RecycledBlock",
+    "TrainingMean",
+    "Transformer",
+    "UniversalMemory",
+]

@@ -2,9 +2,10 @@
 
     x(y) = sum_m softmax_m(-beta |y - m|^2 / 2) m
 
-the posterior mean if images were drawn from memory and blurred with variance 1 / beta. Under a mask
-only the visible pixels count in the distance. Sources: Ramsauer et al. 2020, arXiv 2008.02217
-(modern Hopfield networks); Millidge et al. 2022, arXiv 2202.04557 (the Euclidean similarity).
+the posterior mean if images were drawn from memory and blurred with variance 1 / beta: the universal
+Hopfield network (`universal`) of the Euclidean similarity and the softmax. Under a mask only the visible
+pixels count in the distance. Sources: Ramsauer et al. 2020, arXiv 2008.02217 (modern Hopfield networks);
+Millidge et al. 2022, arXiv 2202.04557 (the Euclidean similarity).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from attractor.baselines.separations import Softmax
+from attractor.baselines.similarities import Euclidean
+from attractor.baselines.universal import project
 from attractor.images import Corrupted, Task
 
 BETAS = (0.1, 0.2, 0.3, 0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0, 10.0, 20.0)
@@ -25,6 +29,9 @@ class DenseMemory:
     Works on the device of `train`, in float32 and bounded memory (140 MB for MNIST): the scores are
     made for a block of images at a time, the memories turned into pixels in chunks.
     """
+
+    similarity = Euclidean()
+    separation = Softmax()
 
     def __init__(self, train: Tensor, *, beta: Mapping[str, float] | None = None) -> None:
         """`train` is uint8 (M, C, H, W); `beta`, in 1 / squared pixels, may be left to `select`.
@@ -77,25 +84,17 @@ class DenseMemory:
         weights = torch.empty_like(scores)
         answer = torch.empty(len(betas), *query.shape, device=query.device)
         for row, beta in zip(answer, betas, strict=True):
-            # exp(-80) adds nothing; subnormal numbers, a little below, multiply 25 times slower
-            torch.mul(scores, beta, out=weights).clamp_min_(-80).exp_()
-            row.copy_(self._average(weights))
+            self.separation.exponentials(scores, beta=beta, out=weights)
+            row.copy_(project(weights, self._chunks(), normalised=self.separation.normalised))
         return answer
 
     def _scores(self, query: Tensor, visible: Tensor) -> Tensor:
         """-|y - m|^2 / 2 over visible pixels, less its maximum over m; (B, M)."""
         scores = torch.empty(len(query), len(self.train), device=query.device)
         for part, m in zip(scores.split(_CHUNK, -1), self._chunks(), strict=True):
-            # |y|^2 / 2 is the same for all m; the chunk is ours to square in place
-            part.copy_(query @ m.T).addmm_(visible, m.square_().T, alpha=-0.5)
+            # the chunk is ours to square in place
+            part.copy_(self.similarity.relative(query, m, visible=visible, scratch=m))
         return scores.sub_(scores.amax(-1, keepdim=True))
-
-    def _average(self, weights: Tensor) -> Tensor:
-        """sum_m weights_m m / sum_m weights_m; (B, P)."""
-        total = torch.zeros(len(weights), self.train[0].numel(), device=weights.device)
-        for part, m in zip(weights.split(_CHUNK, -1), self._chunks(), strict=True):
-            total.addmm_(part, m)
-        return total.div_(weights.sum(-1, keepdim=True))
 
     def _chunks(self) -> Iterator[Tensor]:
         """Memories as pixels (., P), in one buffer: fresh memory costs more than the product."""

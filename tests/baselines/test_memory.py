@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from attractor.baselines import DenseMemory, memory
+from attractor.baselines import DenseMemory, UniversalMemory, memory
+from attractor.baselines.separations import Softmax
+from attractor.baselines.similarities import Euclidean
 from attractor.images import Corrupted, Denoise, Masked, Task, synthetic, to_pixels
 
 SPLITS = synthetic(side=6, channels=2, train=90, test=5, validation=20)
@@ -43,6 +45,17 @@ def test_memory_is_the_softmax_average(task: Task, beta: float, monkeypatch: pyt
         (prediction,) = DenseMemory(SPLITS.train, beta={task.name: beta}).reconstruct(corrupted)
         # float32: scores of order 30 beta with relative error 1e-6
         torch.testing.assert_close(prediction, expected, rtol=0, atol=1e-3 if beta > 1 else 1e-5)
+
+
+def test_memory_is_a_universal_hopfield_network() -> None:
+    """Euclidean and softmax: what leaves |y|^2 out, and comes in chunks, is the same memory."""
+    corrupted = Denoise().corrupt(TEST, range(5), seed=0)
+    keys = to_pixels(SPLITS.train).flatten(1)
+    universal = UniversalMemory(keys, similarity=Euclidean(), separation=Softmax(), beta=0.9)
+    (prediction,) = DenseMemory(SPLITS.train, beta={"denoise": 0.9}).reconstruct(corrupted)
+    found = universal.retrieve(corrupted.corrupted.flatten(1)).view_as(prediction)
+    # float32: scores of order 30 with relative error 1e-7
+    torch.testing.assert_close(found, prediction, rtol=0, atol=1e-5)
 
 
 def test_limits_of_beta() -> None:

@@ -15,22 +15,69 @@ class TheoryConfig:
 
 @dataclass
 class OlsAttentionConfig(TheoryConfig):
-    steps: int = MISSING  # of gradient descent
+    images: int = MISSING  # of the context; as many other training images are another one
+    side: int = MISSING  # pixels; larger images are averaged down to this at most
+    ridges: list[float] = field(default_factory=list)  # times the mean eigenvalue of the Gram matrix
+    steps: int = MISSING  # of every descent
+    # the one that ends lowest, with a seed of its own, is the rate of all the others
+    adam_rates: list[float] = field(default_factory=list)
+    plain_rates: list[float] = field(default_factory=list)  # of plain gradient descent
+    seeds: int = MISSING  # random starts
+    short_context: int = MISSING  # images of the contexts that are drawn anew at every step
 
 
 @dataclass
 class QueryKeyConfig(TheoryConfig):
     runs: list[str] = field(default_factory=list)  # trained networks; empty: they are trained here
+    images: int = MISSING  # whose tokens are measured, at most
+    test_images: int = MISSING  # for the errors at every rank, at most
+    draws: int = MISSING  # of every random control
+    ridge: float = MISSING  # of the precision of all tokens, in units of their mean eigenvalue
+    # the transformers that are trained here, one for each task
+    width: int = MISSING
+    heads: int = MISSING
+    depth: int = MISSING
+    transformer_rate: float = MISSING
+    transformer_steps: int = MISSING
+    transformer_batch: int = MISSING
+    # the ablation of whitening, where networks are trained here
+    steps: int = MISSING
+    seeds: int = MISSING
+    ridges: list[float] = field(default_factory=list)  # of the whitening, in units of the mean eigenvalue
+    adam_rates: list[float] = field(default_factory=list)
+    sgd_rates: list[float] = field(default_factory=list)
 
 
 @dataclass
 class FastWeightsConfig(TheoryConfig):
     seeds: int = MISSING  # draws of every measurement
+    dim: int = MISSING  # of keys, queries and values
+    sequences: int = MISSING  # of a seed, for forgetting and overwriting
+    stored: list[int] = field(default_factory=list)  # numbers of pairs
+    separations: list[str] = field(default_factory=list)  # names in SEPARATIONS
+    rules: list[str] = field(default_factory=list)  # names in RULES
+    retention: float = MISSING  # gamma of the decay, and about the mean of the random gate
+    inverse_temperature: float = MISSING  # beta of the softmax and of its random features
+    random_features: int = MISSING
+    rounds: int = MISSING  # in which every key is written again
+    neurons: list[int] = field(default_factory=list)  # of the sign networks
+    loads: list[float] = field(default_factory=list)  # P / N
+    patterns: int = MISSING  # of a sign network, at most, that are retrieved
+    lengths: list[int] = field(default_factory=list)  # T, where memory and time are measured
+    chunk: int = MISSING
 
 
 @dataclass
 class CapacityConfig(TheoryConfig):
-    stored: list[int] = field(default_factory=list)  # numbers of stored images
+    stored: list[int] = field(default_factory=list)  # numbers of stored images, under task.noise_variance
+    learned: list[int] = field(default_factory=list)  # those of them that a network is trained on
+    fixed: int = MISSING  # number of stored images while the corruption varies
+    variances: list[float] = field(default_factory=list)  # of the noise, squared pixels
+    fractions: list[float] = field(default_factory=list)  # of the tokens, that are occluded
+    powers: list[float] = field(default_factory=list)  # of the polynomial separations
+    ridges: list[float] = field(default_factory=list)  # of the Mahalanobis similarity, squared pixels
+    queries: int = MISSING  # corrupted images of each measurement
+    seeds: int = MISSING  # draws of the images that are stored
 
 
 @dataclass

@@ -1,0 +1,204 @@
+"""Universal Hopfield networks and bare self-attention as memories: what they retrieve, of what.
+
+uv run train.py experiment=capacity
+
+Against the number of stored images, the variance of the noise, and the fraction that is occluded.
+Source: Millidge et al. 2022, arXiv 2202.04557; docs/theory.md says where this departs from it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attractor.images import Denoise, ImageSplits, Masked, Task
+from attractor.lab.build import build_candidates
+from attractor.lab.config import AttractorConfig, Config
+from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.studies.capacity_retrieval import (
+    BETAS,
+    Queries,
+    draw_queries,
+    draw_stored,
+    learn,
+    memories,
+    retrievals,
+    scores,
+)
+from attractor.lab.studies.config import CapacityConfig
+from attractor.lab.studies.study import Results, Tell
+
+AXES = {"stored": "images stored", "variances": "variance of the noise", "fractions": "fraction occluded"}
+METRICS = {
+    "nearest": "fraction nearest to the original",
+    "within": "fraction within the paper's threshold",
+    "mse": "mean squared error (pixel^2)",
+}
+EXAMPLES = 4  # images of each corruption
+
+
+def check(config: Config) -> None:
+    """See `Study`."""
+    theory = _theory(config)
+    if not isinstance(config.model, AttractorConfig):
+        raise ConfigError(
+            f"capacity needs an attractor network, not {config.model.name}; use bare_attention"
+        )
+    build_candidates(config, evidence=False)
+    for name in ("stored", "variances", "fractions", "powers", "ridges"):
+        if not getattr(theory, name):
+            raise ConfigError(f"theory.{name} is empty; give at least one value")
+    for name in ("stored", "learned", "variances", "fractions", "powers", "ridges"):
+        for value in getattr(theory, name):
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"theory.{name} has {value}; every value must be positive and finite")
+    for name in ("fixed", "queries", "seeds"):
+        if getattr(theory, name) < 1:
+            raise ConfigError(f"theory.{name} is {getattr(theory, name)}; it must be at least 1")
+    if other := sorted({*theory.learned} - {*theory.stored, theory.fixed}):
+        raise ConfigError(
+            f"theory.learned has {other}, which are neither in theory.stored nor theory.fixed"
+        )
+
+
+def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
+    """See `Study`. curves: axis -> row -> x, and the scores at each x of each seed."""
+    theory = _theory(config)
+    counts = sorted({*theory.stored, theory.fixed})
+    if counts[-1] > len(splits.train):
+        raise ConfigError(
+            f"{counts[-1]} images are to be stored, but {splits.name} has {len(splits.train)} to train on"
+        )
+    tasks = {count: list(_tasks(config, count, splits.side)) for count in counts}
+    curves: dict[str, dict[str, Any]] = {axis: {} for axis in AXES}
+    results: Results = {
+        "pixels": splits.train[0].numel(),
+        "fixed": theory.fixed,
+        "noise_variance": config.task.noise_variance,
+        "queries": theory.queries,
+        "seeds": theory.seeds,
+        "betas": list(BETAS),
+        "ridges": list(theory.ridges),
+        "network": {"name": config.model.name, "steps": config.train.steps, "seconds": {}},
+        "curves": curves,
+        "examples": {},
+    }
+    for seed in range(config.seed, config.seed + theory.seeds):
+        for count in counts:
+            stored = draw_stored(splits.train, seed=seed, count=count)
+            known, network = memories(stored, theory), None
+            if count in theory.learned:
+                tell(f"seed {seed}: learning {count} images")
+                network, seconds = learn(config, stored, seed=seed)
+                results["network"]["parameters"] = network.parameters
+                results["network"]["seconds"].setdefault(str(count), []).append(seconds)
+            for axis, x, task in tasks[count]:
+                tell(f"seed {seed}: retrieving, {count} stored, {AXES[axis]} {x:g}")
+                queries = draw_queries(task, stored, count=theory.queries, seed=config.eval.seed)
+                predictions = {}
+                for row, prediction, choice in retrievals(stored, queries, known, network, config):
+                    found = scores(prediction, queries, stored.keys)
+                    _add(curves[axis], row, x, {**found, "choice": choice})
+                    predictions[row] = prediction
+                if seed == config.seed and _is_example(config, axis, x, count):
+                    results["examples"][f"{AXES[axis]} {x:g}"] = _examples(queries, predictions)
+    return results | {"headline": _headline(results)}
+
+
+def table(results: Results) -> str:
+    """Means over seeds; the last column is the largest standard deviation over seeds of the row."""
+    lines = [f"{results['queries']} queries, {results['seeds']} draws of the stored images"]
+    for axis, words in AXES.items():
+        points = next(iter(results["curves"][axis].values()))["x"]
+        condition = f"noise of variance {results['noise_variance']:g}"
+        if axis != "stored":
+            condition = f"{results['fixed']} stored"
+        for metric, meaning in METRICS.items():
+            lines += ["", f"{meaning}, {condition}, against {words}"]
+            lines += [" " * 36 + "".join(f"{x:>8g}" for x in points) + "       ±"]
+            for row in sorted(results["curves"][axis], key="mean".__eq__):  # that comes last
+                curve = results["curves"][axis][row]
+                values = {x: np.array(v) for x, v in zip(curve["x"], curve[metric], strict=True)}
+                cells = "".join(f"{values[x].mean():8.3f}" if x in values else " " * 8 for x in points)
+                spread = max(v.std(ddof=min(1, len(v) - 1)) for v in values.values())
+                lines.append(f"  {row:34}{cells}{spread:8.3f}")
+    network, fixed = results["network"], results["fixed"]
+    if "parameters" in network:
+        equal = network["parameters"] / results["pixels"]
+        spent = {count: np.mean(seconds) for count, seconds in network["seconds"].items()}
+        lines += [
+            "",
+            f"numbers stored: {network['name']} {network['parameters']:,}, as many as {equal:,.0f} images; "
+            f"a memory of {fixed} images {fixed * results['pixels']:,}",
+            "seconds of training: " + ", ".join(f"{s:.1f} ({c} images)" for c, s in spent.items()),
+        ]
+    return "\n".join(lines)
+
+
+def draw(results: Results, folder: Path) -> dict[str, Path]:
+    """See `Study`."""
+    from attractor.lab.studies import capacity_figures  # matplotlib takes a second to import
+
+    return capacity_figures.draw(results, folder)
+
+
+def _theory(config: Config) -> CapacityConfig:
+    assert isinstance(config.theory, CapacityConfig)
+    return config.theory
+
+
+def _tasks(config: Config, count: int, side: int) -> Iterator[tuple[str, float, Task]]:
+    """(axis, x, corruption) of everything that is measured of `count` stored images."""
+    theory = _theory(config)
+    with configuring():
+        if count in theory.stored:
+            yield "stored", count, Denoise(config.task.noise_variance)
+        if count == theory.fixed:
+            for variance in theory.variances:
+                yield "variances", variance, Denoise(variance)
+            for fraction in theory.fractions:
+                occluded = Masked(fraction, patch=config.model.patch)
+                occluded.masked_tokens(side)
+                yield "fractions", fraction, occluded
+
+
+def _add(curves: dict[str, Any], row: str, x: float, found: dict[str, Any]) -> None:
+    """Append what one seed found at x."""
+    curve = curves.setdefault(row, {"x": [], **{name: [] for name in found}})
+    if x not in curve["x"]:
+        curve["x"].append(x)
+        for name in found:
+            curve[name].append([])
+    for name, value in found.items():
+        curve[name][curve["x"].index(x)].append(value)
+
+
+def _is_example(config: Config, axis: str, x: float, count: int) -> bool:
+    """The images that are shown: of the middle of both corruptions."""
+    theory = _theory(config)
+    middle = {name: getattr(theory, name)[len(getattr(theory, name)) // 2] for name in AXES}
+    return count == theory.fixed and axis != "stored" and x == middle[axis]
+
+
+def _examples(queries: Queries, predictions: dict[str, Tensor]) -> dict[str, Any]:
+    """Pixels of the first images as 0 to 255, by row."""
+    shown = {"original": queries.scored.original, "seen": queries.scored.corrupted} | predictions
+    return {
+        row: (images[:EXAMPLES].clamp(0, 1) * 255).round().to(torch.uint8).tolist()
+        for row, images in shown.items()
+    }
+
+
+def _headline(results: Results) -> dict[str, float]:
+    """Scores at the largest number of stored images, means over seeds."""
+    found = {}
+    rows = ("euclidean, max", "euclidean, softmax", "dot, softmax", results["network"]["name"], "mean")
+    for row in rows:
+        curve = results["curves"]["stored"].get(row)
+        if curve is not None:
+            for metric in ("nearest", "mse"):
+                found[f"{row}, {metric}, {curve['x'][-1]} stored"] = float(np.mean(curve[metric][-1]))
+    return found

@@ -1,0 +1,189 @@
+"""One measurement of the study of capacity: what is stored, how it is corrupted, called up and scored.
+
+All choices, of beta, ridge, map, temperature and t, are made on other corruptions of the stored images
+than those that are scored.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from attractor.baselines import UniversalMemory
+from attractor.baselines.separations import Identity, Max, Polynomial, Separation, Softmax
+from attractor.baselines.similarities import Euclidean
+from attractor.baselines.universal import similarity
+from attractor.images import Corrupted, Task, pixel_mean, to_pixels
+from attractor.lab.build import build_candidates, build_network
+from attractor.lab.build_rule import build_rule, jitter_of
+from attractor.lab.config import Config
+from attractor.lab.network import AttractorNetwork, Recall
+from attractor.lab.selection import choose
+from attractor.lab.studies.config import CapacityConfig
+from attractor.lab.training import fit
+
+SIMILAR = ("dot", "cosine", "euclidean", "manhattan", "mahalanobis")
+POSITIVE = ("dot", "inverse_euclidean")  # of images, which identity and polynomial need
+BETAS = tuple(2.0**k for k in range(-5, 11))
+# An image is retrieved, in the paper, if the summed squared error of 784 pixels is at most 50.
+THRESHOLD = 50 / 784
+_TIE = 1e-4  # squared pixels; float32 predictions of 784 pixels are off by less
+_CHOOSING = 1_000_003  # added to the seed of the corruptions that are chosen by
+
+
+@dataclass(frozen=True)
+class Stored:
+    """P images (P, C, H, W), uint8, and their places in the training set, by which draws are keyed."""
+
+    images: Tensor
+    places: list[int]
+
+    @property
+    def keys(self) -> Tensor:
+        """(P, pixels)."""
+        return to_pixels(self.images).flatten(1)
+
+
+def draw_stored(train: Tensor, *, seed: int, count: int) -> Stored:
+    """The first `count` of the training images in an order drawn by `seed`: larger sets hold smaller."""
+    order = torch.randperm(len(train), generator=Generator().manual_seed(seed))[:count]
+    return Stored(train[order], order.tolist())
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Corrupted stored images; nobody is told which pixels are occluded. own (B,): which image it was."""
+
+    scored: Corrupted
+    choosing: Corrupted
+    own: Tensor
+
+
+def draw_queries(task: Task, stored: Stored, *, count: int, seed: int) -> Queries:
+    """`count` of the stored images, the first ones; each several times if there are fewer."""
+    own = torch.arange(count) % len(stored.images)
+    pixels = to_pixels(stored.images)
+
+    def drawn(seed: int) -> Corrupted:
+        parts = []
+        for again, own_part in enumerate(own.split(len(pixels))):
+            places = [stored.places[index] for index in own_part.tolist()]
+            parts.append(task.corrupt(pixels[own_part], places, seed=seed + again))
+        original, corrupted = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("original", "corrupted")
+        )
+        return Corrupted(task.name, original, corrupted)
+
+    return Queries(drawn(seed), drawn(seed + _CHOOSING), own)
+
+
+def memories(stored: Stored, theory: CapacityConfig) -> dict[str, list[UniversalMemory]]:
+    """Row, "similarity, separation" -> the memories to choose from: one, or one for every ridge."""
+    powers: dict[str, Separation] = {"identity": Identity(normalised=True)}
+    powers |= {f"polynomial {power:g}": Polynomial(power, normalised=True) for power in theory.powers}
+    found: dict[str, list[UniversalMemory]] = {}
+    for name in dict.fromkeys(SIMILAR + POSITIVE):
+        options = [{"ridge": ridge} for ridge in theory.ridges] if name == "mahalanobis" else [{}]
+        fitted = [similarity(name, **option).fitted(stored.keys) for option in options]
+        separations: dict[str, Separation] = {"max": Max(), "softmax": Softmax()} if name in SIMILAR else {}
+        separations |= powers if name in POSITIVE else {}
+        for kind, separation in separations.items():
+            found[f"{name}, {kind}"] = [
+                UniversalMemory(stored.keys, similarity=one, separation=separation) for one in fitted
+            ]
+    return found
+
+
+def recall(candidates: Sequence[UniversalMemory], queries: Queries) -> tuple[Tensor, dict[str, Any]]:
+    """Predictions (B, C, H, W) of the memory and the beta with the least error, and what they are."""
+    betas = BETAS if isinstance(candidates[0].separation, Softmax) else (1.0,)  # else it changes nothing
+    readings = [(memory, beta) for memory in candidates for beta in betas]
+    errors = [0.0]
+    if len(readings) > 1:
+        seen = queries.choosing.corrupted
+        errors = []
+        for memory in candidates:
+            similar = memory.scores(seen.flatten(1))
+            predictions = (memory.read(similar, beta=beta).view_as(seen) for beta in betas)
+            errors += [float(queries.choosing.squared_error(p).mean()) for p in predictions]
+    memory, beta = readings[min(range(len(readings)), key=errors.__getitem__)]
+    seen = queries.scored.corrupted
+    found = memory.read(memory.scores(seen.flatten(1)), beta=beta).view_as(seen)
+    chosen = {"candidate": candidates.index(memory), "beta": beta if len(betas) > 1 else None}
+    return found, chosen
+
+
+def learn(config: Config, stored: Stored, *, seed: int) -> tuple[AttractorNetwork, float]:
+    """A network trained on the stored images as config says, and the seconds of its updates."""
+    network = build_network(
+        config.model, pixel_mean(stored.images), seed=seed, device=config.device, backend=config.backend
+    )
+    assert isinstance(network, AttractorNetwork)
+    steps = fit(
+        network,
+        build_rule(config.rule, network, {}, seed=seed),
+        images=stored.images,
+        steps=config.train.steps,
+        batch_size=config.train.batch_size,
+        learning_rate=getattr(config.rule, "learning_rate", 0.0),
+        jitter=jitter_of(config),
+        seed=seed,
+        max_seconds=config.train.max_seconds,
+    )
+    return network, sum(step.seconds for step in steps)
+
+
+def recall_network(
+    network: AttractorNetwork, config: Config, queries: Queries, *, evidence: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    """The same of a network: by its dynamics, free or with evidence, read at the t that was chosen."""
+    choice = choose(
+        network,
+        build_candidates(config, evidence=evidence),
+        queries.choosing,
+        screening_steps=config.dynamics.screening_steps,
+        steps=config.eval.steps,
+        finalists=config.dynamics.finalists,
+    )
+    states = Recall(network, choice.retrieval).reconstruct(queries.scored)
+    last = (choice.retrieval.steps or 1) - 1
+    return next(islice(states, last, None)), choice.retrieval.to_json()
+
+
+def scores(prediction: Tensor, queries: Queries, keys: Tensor) -> dict[str, float]:
+    """Means over the queries.
+
+    nearest: the original is nearer to the prediction than every other stored image, by more than rounding:
+    the mean of two images is no retrieval of either. within: its squared error is within the threshold of
+    the paper. mse: the squared error of a pixel.
+    """
+    error = queries.scored.squared_error(prediction)
+    closeness = Euclidean().relative(prediction.flatten(1).double(), keys.double())
+    own = queries.own.unsqueeze(1)
+    others = closeness.scatter(1, own, -torch.inf).amax(1)
+    return {
+        "nearest": float((closeness.gather(1, own).squeeze(1) > others + _TIE).double().mean()),
+        "within": float((error <= THRESHOLD).double().mean()),
+        "mse": float(error.mean()),
+    }
+
+
+def retrievals(
+    stored: Stored,
+    queries: Queries,
+    memories: dict[str, list[UniversalMemory]],
+    network: AttractorNetwork | None,
+    config: Config,
+) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """Row, prediction and choice of everything that retrieves; "mean" is that of the stored images."""
+    for name, candidates in memories.items():
+        yield (name, *recall(candidates, queries))
+    if network is not None:
+        name = config.model.name
+        yield (name, *recall_network(network, config, queries, evidence=False))
+        if config.dynamics.evidence:
+            yield (f"{name}+evidence", *recall_network(network, config, queries, evidence=True))
+    yield "mean", pixel_mean(stored.images).expand_as(queries.scored.original), {}

@@ -1,0 +1,245 @@
+"""Least squares as one forward pass of linear attention, on real images, and whether descent finds it.
+
+Hidden pixels are predicted from the visible ones. Measured are the gap between the constructed layer and
+scikit-learn; what descent from random starts finds: the error, the predictions, the weights; and what
+constructed and trained layers say when the context changes, which their slow memory does not know.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from sklearn.linear_model import LinearRegression, Ridge
+from torch import Generator, Tensor
+
+from attractor.images import ImageSplits
+from attractor.lab.config import Config
+from attractor.lab.errors import ConfigError
+from attractor.lab.studies.config import OlsAttentionConfig
+from attractor.lab.studies.ols_contexts import errors_in_contexts
+from attractor.lab.studies.ols_descent import Descent, Regime, regimes
+from attractor.lab.studies.ols_figure import TITLES, draw_figure
+from attractor.lab.studies.ols_measures import (
+    controls,
+    cosine,
+    flatness,
+    gains,
+    label_overlap,
+    map_gains,
+    overlap,
+    whitened,
+)
+from attractor.lab.studies.ols_problem import Problem, build_problem
+from attractor.lab.studies.study import Results, Tell
+from attractor.theory.ols_attention import LinearTransformer, best_similarity, least_squares_layer
+
+
+def check(config: Config) -> None:
+    """See `Study`."""
+    theory = _theory(config)
+    for name in ("images", "side", "steps", "seeds", "short_context"):
+        if (value := getattr(theory, name)) < 1:
+            raise ConfigError(f"theory.{name} is {value}; it must be at least 1")
+    if theory.short_context > theory.images:
+        raise ConfigError(
+            f"theory.short_context={theory.short_context} exceeds theory.images={theory.images}"
+        )
+    for name in ("ridges", "adam_rates", "plain_rates"):
+        values: list[float] = getattr(theory, name)
+        allowed = [value for value in values if 0 < value < math.inf or (value == 0 and name == "ridges")]
+        if not values or allowed != values:
+            least = "0 or more" if name == "ridges" else "positive"
+            raise ConfigError(
+                f"theory.{name} is {values}; it needs at least one value, all finite and {least}"
+            )
+
+
+def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
+    """See `Study`. Raises ConfigError for too few training images and for rates that all diverge."""
+    theory = _theory(config)
+    problem = build_problem(
+        splits,
+        images=theory.images,
+        side=theory.side,
+        fraction=config.task.mask_fraction,
+        test_images=config.eval.images,
+        seed=config.seed,
+    )
+    tell("the constructed layer")
+    construction = [_construction(problem, ridge) for ridge in theory.ridges]
+    found = regimes(
+        problem,
+        adam_rates=theory.adam_rates,
+        plain_rates=theory.plain_rates,
+        count=theory.short_context,
+    )
+    best = best_similarity(theory.images**0.5 * problem.context[0], context=theory.short_context)
+    descents: dict[str, list[Descent]] = {}
+    trained: dict[str, Any] = {}
+    for key, regime in found.items():
+        descents[key], rate = _descents(config, problem, regime, tell)
+        trained[key] = {"rate": rate} | _described(problem, descents[key], best)
+    tell("other contexts")
+    values = problem.spectrum.values
+    results: Results = {
+        "images": theory.images,
+        "short_context": theory.short_context,
+        "steps": theory.steps,
+        "seeds": theory.seeds,
+        "test_images": len(problem.test[0]),
+        "visible": problem.context[0].shape[1],
+        "hidden": problem.context[1].shape[1],
+        "rank": len(values),
+        "condition": (values[0] / values[-1]).item(),
+        "training_mean_mse": problem.squared_error(torch.zeros_like(problem.test[1]), problem.test),
+        "ols_mse": problem.squared_error(problem.test[0] @ problem.least_squares, problem.test),
+        "ols_share": 1 - (problem.rows[1].square().sum() / problem.context[1].square().sum()).item(),
+        "construction": construction,
+        "spectrum": values.tolist(),
+        "controls": controls(problem, seeds=theory.seeds, seed=config.seed),
+        "best": {"gains": gains(problem, best), "overlap": overlap(problem, best)},
+        "trained": trained,
+        "contexts": errors_in_contexts(problem, descents, count=theory.short_context, ridges=theory.ridges),
+    }
+    return results | {"headline": _headline(results)}
+
+
+def _theory(config: Config) -> OlsAttentionConfig:
+    assert isinstance(config.theory, OlsAttentionConfig)
+    return config.theory
+
+
+def _construction(problem: Problem, ridge: float) -> dict[str, float]:
+    """The layer with its weights set, against scikit-learn; `ridge` in mean eigenvalues of the Gram matrix.
+
+    Gaps are the largest of all predictions of test images, as shares of their root mean square.
+    """
+    (x, y), (x_test, _) = problem.context, problem.test
+    layer = least_squares_layer(x, y, ridge=ridge)
+    oracle: Any = (
+        Ridge(alpha=ridge, fit_intercept=False, solver="svd")
+        if ridge
+        else LinearRegression(fit_intercept=False)
+    )
+    reference = x_test.new_tensor(oracle.fit(x.numpy(), y.numpy()).predict(x_test.numpy()))
+    size = reference.square().mean().sqrt()
+    predicted = layer(x_test, x)
+    naive = LinearTransformer(layer.queries, layer.keys, layer.queries, layer.feed_forward, layer.readout)
+    return {
+        "ridge": ridge,
+        "gap": ((predicted - reference).abs().max() / size).item(),
+        "labels_gap": ((layer.scores(x_test, x) @ y - reference).abs().max() / size).item(),
+        "naive_gap": ((naive(x_test, x) - reference).abs().max() / size).item(),
+        "validation_mse": problem.squared_error(layer(problem.validation[0], x), problem.validation),
+        "mse": problem.squared_error(predicted, problem.test),
+    }
+
+
+def _descents(config: Config, problem: Problem, regime: Regime, tell: Tell) -> tuple[list[Descent], float]:
+    theory = _theory(config)
+    tell(f"{regime.title}: rates")
+    # the seed of the rates is none of the others
+    draws = [Generator().manual_seed(config.seed * 1000 + place) for place in range(theory.seeds + 1)]
+    rate = regime.choose_rate(draws[0], theory.steps)
+    done = []
+    for place, generator in enumerate(draws[1:], start=1):
+        tell(f"{regime.title}: start {place} of {theory.seeds}")
+        done.append(regime.descend(generator, theory.steps, rate, lambda a: overlap(problem, a)))
+    return done, rate
+
+
+def _described(problem: Problem, descents: list[Descent], best: Tensor) -> dict[str, Any]:
+    """What was found: a list over starts of everything."""
+    found = [_of_one(problem, done, best) for done in descents]
+    return {"steps": descents[0].steps} | {name: [one[name] for one in found] for name in found[0]}
+
+
+def _of_one(problem: Problem, done: Descent, best: Tensor) -> dict[str, Any]:
+    (x, y), x_test = problem.context, problem.test[0]
+    similarity, values = done.trainee.layer.similarity, done.trainee.layer.value_map
+    root = problem.spectrum.power(0.5)
+    predicted, reference = done.trainee.predict(x_test, x, y), x_test @ problem.least_squares
+    # the layer is linear in its queries, so that the identity reads its coefficients off
+    coefficients = done.trainee.predict(torch.eye(x.shape[1], dtype=x.dtype), x, y)
+    return {
+        "errors": done.errors,
+        "overlaps": done.overlaps,
+        "label_overlap": label_overlap(problem, similarity),
+        "value_overlap": None
+        if done.trainee.labels
+        else cosine(root @ values, root @ problem.least_squares),
+        "mse": problem.squared_error(predicted, problem.test),
+        "prediction_gap": ((predicted - reference).norm() / reference.norm()).item(),
+        "cosine": cosine(similarity, problem.spectrum.power(-1)),
+        "spectrum": flatness(problem, similarity),
+        "best_overlap": cosine(whitened(problem, similarity), whitened(problem, best)),
+        "gains": gains(problem, similarity),
+        "map_gains": map_gains(problem, coefficients, problem.least_squares),
+    }
+
+
+def _headline(results: Results) -> dict[str, float]:
+    trained, first = results["trained"], results["construction"][0]
+    return {
+        "gap of the constructed layer, relative": first["gap"],
+        "excess error, labels in the weights": mean(start[-1] for start in trained["in_weights"]["errors"]),
+        "overlap with the inverse, labels in the weights": mean(
+            start[-1] for start in trained["in_weights"]["overlaps"]
+        ),
+        "overlap with the inverse, any task": mean(start[-1] for start in trained["any_task"]["overlaps"]),
+        "overlap with the inverse, identity": results["controls"]["identity"]["overlap"][0],
+        "overlap with its optimum, any context": mean(trained["any_context"]["best_overlap"]),
+    }
+
+
+def table(results: Results) -> str:
+    """See `Study`."""
+    lines = [
+        f"{results['hidden']} hidden from {results['visible']} visible pixels, {results['images']} images, "
+        f"rank {results['rank']}, condition {results['condition']:.1e}; error on "
+        f"{results['test_images']} test images",
+        f"training mean {results['training_mean_mse']:.5f}   least squares {results['ols_mse']:.5f}",
+        "",
+        "constructed layer: largest gap to scikit-learn, relative",
+        f"{'ridge':>8}{'gap':>10}{'by labels':>11}{'naive':>10}{'error':>10}{'validation':>12}",
+    ]
+    lines += [
+        f"{row['ridge']:8g}{row['gap']:10.1e}{row['labels_gap']:11.1e}{row['naive_gap']:10.1e}"
+        f"{row['mse']:10.5f}{row['validation_mse']:12.5f}"
+        for row in results["construction"]
+    ]
+    lines += ["", f"{results['steps']} steps, {results['seeds']} starts, mean ± deviation; A against G^+"]
+    lines.append(
+        _row("", ("excess error", "gap to OLS", "overlap", "on the labels", "spectrum", "test error"))
+    )
+    for key, entry in results["trained"].items():
+        errors, overlaps = ([start[-1] for start in entry[name]] for name in ("errors", "overlaps"))
+        columns = (errors, entry["prediction_gap"], overlaps, entry["label_overlap"], entry["spectrum"])
+        said = [_spread(column) for column in (*columns, entry["mse"])]
+        lines.append(_row(f"{TITLES[key]}, rate {entry['rate']:g}", said))
+    for name, entry in results["controls"].items():
+        said = [_spread(entry[column]) for column in ("overlap", "label_overlap", "spectrum")]
+        lines.append(_row(f"{name} A", ["", "", *said]))
+    contexts = results["contexts"]
+    lines += ["", "test error in other contexts", _row("", list(contexts))]
+    lines += [
+        _row(TITLES[key], [_spread(found[key]) for found in contexts.values()])
+        for key in contexts["training"]
+    ]
+    return "\n".join(lines)
+
+
+def _row(title: str, columns: Sequence[str]) -> str:
+    return f"{title:46}" + "".join(f"{column:>18}" for column in columns)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.3g} ± {stdev(values):.1g}" if len(values) > 1 else f"{values[0]:.3g}"
+
+
+def draw(results: Results, folder: Path) -> dict[str, Path]:
+    """See `Study`."""
+    return {"theory_ols_attention": draw_figure(results, folder)}
