@@ -15,7 +15,9 @@ from attractor.lab.build import build_tasks
 from attractor.lab.config import Config, TaskName
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
-from attractor.lab.studies import expansion, networks, populations
+from attractor.lab.studies import log_normaliser_expansion as expansion
+from attractor.lab.studies import log_normaliser_populations as populations
+from attractor.lab.studies import networks
 from attractor.lab.studies.config import LogNormaliserConfig
 from attractor.lab.studies.log_normaliser_figures import draw
 from attractor.lab.studies.log_normaliser_report import headline, table

@@ -17,7 +17,9 @@ from attractor.lab.build import build_network, build_tasks
 from attractor.lab.config import Config, TransformerBlockConfig, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.selection import Choice
-from attractor.lab.studies import expansion, log_normaliser, networks, populations
+from attractor.lab.studies import log_normaliser, networks
+from attractor.lab.studies import log_normaliser_expansion as expansion
+from attractor.lab.studies import log_normaliser_populations as populations
 from attractor.lab.studies.config import LogNormaliserConfig
 from attractor.lab.studies.log_normaliser_report import rank_correlation
 from attractor.lab.studies.networks import Trained
