@@ -83,6 +83,12 @@ class CapacityConfig(TheoryConfig):
 @dataclass
 class LogNormaliserConfig(TheoryConfig):
     runs: list[str] = field(default_factory=list)  # trained networks; empty: they are trained here
+    draws: list[int] = field(default_factory=list)  # n, of the softmax attention over a sample
+    repetitions: int = MISSING  # of every sample
+    particles: int = MISSING  # of a population under update and renormalisation
+    iterations: int = MISSING  # of update and renormalisation
+    seeds: int = MISSING  # populations of every shape
+    images: int = MISSING  # validation images on which networks are measured
 
 
 THEORY_SCHEMAS: dict[str, type[TheoryConfig]] = {

@@ -1,0 +1,110 @@
+"""Attention as the gradient of a log-normaliser: what is measured of the theory, and in which networks.
+
+sampling: softmax attention over n draws of a Gaussian, against mu + Sigma eta.
+shapes, limits: populations under update and renormalisation; growth: of their small cumulants.
+bound: exact log Z of Gaussian mixtures against the lower bound.
+networks: expansion by attention, contraction by normalisation; weightless: the theory's own layer on
+their tokens.
+"""
+
+from dataclasses import replace
+
+from attractor.images import ImageSplits
+from attractor.lab.assessment import validation_batch
+from attractor.lab.build import build_tasks
+from attractor.lab.config import Config, TaskName
+from attractor.lab.errors import ConfigError
+from attractor.lab.network import AttractorNetwork
+from attractor.lab.studies import log_normaliser_expansion as expansion
+from attractor.lab.studies import log_normaliser_populations as populations
+from attractor.lab.studies import networks
+from attractor.lab.studies.config import LogNormaliserConfig
+from attractor.lab.studies.log_normaliser_figures import draw
+from attractor.lab.studies.log_normaliser_report import headline, table
+from attractor.lab.studies.study import Results, Tell
+from attractor.lab.transformers import TransformerNetwork
+
+__all__ = ["check", "draw", "measure", "table"]
+
+_SCALES = [1.0, 4.0, 16.0]  # of the variance of tokens
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot be measured, runs that cannot be loaded included."""
+    theory = _theory(config)
+    for name in ("repetitions", "particles", "iterations", "seeds", "images"):
+        if getattr(theory, name) < 1:
+            raise ConfigError(f"theory.{name} is {getattr(theory, name)}; it must be 1 or more")
+    if theory.particles < 10 or theory.repetitions < 2:
+        raise ConfigError("theory.particles must be 10 or more, and theory.repetitions 2 or more")
+    if not theory.draws or min(theory.draws) < 1:
+        raise ConfigError(f"theory.draws is {theory.draws}; give numbers of draws, each 1 or more")
+    networks.load(theory.runs, data=config.data.name)
+
+
+def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
+    """See the module; plain values. `headline` has the numbers that the text is about."""
+    theory = _theory(config)
+    tell("softmax attention over samples")
+    results: Results = {
+        "sampling": [
+            populations.sampling(dim, strength, theory, seed=config.seed)
+            for dim in (1, 2, 3)
+            for strength in populations.STRENGTHS
+        ]
+    }
+    shapes = []
+    for variance in populations.VARIANCES:
+        for shape in ("equilibrium", *populations.SHAPES):
+            tell(f"update and renormalisation, {shape}, variance {variance:g}")
+            shapes.append(populations.trajectories(shape, variance, theory, seed=config.seed))
+    tell("limits of populations, growth of cumulants")
+    limits = [
+        populations.limit(shape, variance, theory, seed=config.seed)
+        for variance in populations.VARIANCES
+        for shape in populations.SHAPES
+    ]
+    results |= {
+        "shapes": shapes,
+        "limits": limits,
+        "growth": populations.growth(2 * theory.particles),
+        "bound": populations.bound(seed=config.seed),
+    }
+    results |= measure_networks(config, splits, tell)
+    return results | {"headline": headline(results)}
+
+
+def measure_networks(config: Config, splits: ImageSplits, tell: Tell) -> Results:
+    """Expansion in each network, trained and untrained, and in the theory's own layer on their tokens."""
+    theory = _theory(config)
+    found, tokens_of = [], {}
+    every = replace(config.task, names=list(TaskName))  # runs may have learned another task than config's
+    for network in networks.trained(config, splits, tell, runs=theory.runs):
+        tell(f"expansion in {network.name}")
+        task = build_tasks(every, patch=network.model.patch, side=splits.side)[network.task]
+        batch = validation_batch(splits, task, images=theory.images, seed=config.eval.seed)
+        before = networks.untrained(network, splits)
+        row = {"name": network.name, "task": network.task, "error": network.choice.error}
+        if isinstance(network.network, TransformerNetwork):
+            assert isinstance(before, TransformerNetwork)
+            row |= {"kind": "transformer", "trained": expansion.transformer(network.network, batch)}
+            row |= {"untrained": expansion.transformer(before, batch)}
+        else:
+            assert isinstance(network.network, AttractorNetwork)
+            assert isinstance(before, AttractorNetwork)
+            random = expansion.shuffled(before, network.network, seed=config.seed)
+            row |= {"kind": "bare", "trained": expansion.bare(network.network, batch)}
+            row |= {"untrained": expansion.bare(random, batch)}
+            tokens = network.network.encode(batch.original).flatten(0, 1)
+            tokens_of[f"D = {tokens.shape[1]}"] = tokens
+        found.append(row)
+    free = {
+        name: expansion.weightless(tokens, scales=_SCALES, seed=config.seed)
+        for name, tokens in tokens_of.items()
+    }
+    return {"networks": found, "weightless": free}
+
+
+def _theory(config: Config) -> LogNormaliserConfig:
+    assert isinstance(config.theory, LogNormaliserConfig)
+    return config.theory
