@@ -23,6 +23,7 @@ class Encoding(Protocol):
     tokens: int
     dim: int
     components: str  # what they are, for a figure
+    mean: Tensor  # of the training images, (C, H, W) pixels
 
     def encode(self, pixels: Tensor) -> Tensor: ...
 

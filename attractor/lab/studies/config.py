@@ -27,12 +27,8 @@ class OlsAttentionConfig(TheoryConfig):
 
 
 @dataclass
-class QueryKeyConfig(TheoryConfig):
+class NetworksConfig(TheoryConfig):
     runs: list[str] = field(default_factory=list)  # trained networks; empty: they are trained here
-    images: int = MISSING  # whose tokens are measured, at most
-    test_images: int = MISSING  # for the errors at every rank, at most
-    draws: int = MISSING  # of every random control
-    ridge: float = MISSING  # of the precision of all tokens, in units of their mean eigenvalue
     # the transformers that are trained here, one for each task
     width: int = MISSING
     heads: int = MISSING
@@ -40,6 +36,14 @@ class QueryKeyConfig(TheoryConfig):
     transformer_rate: float = MISSING
     transformer_steps: int = MISSING
     transformer_batch: int = MISSING
+
+
+@dataclass
+class QueryKeyConfig(NetworksConfig):
+    images: int = MISSING  # whose tokens are measured, at most
+    test_images: int = MISSING  # for the errors at every rank, at most
+    draws: int = MISSING  # of every random control
+    ridge: float = MISSING  # of the precision of all tokens, in units of their mean eigenvalue
     # the ablation of whitening, where networks are trained here
     steps: int = MISSING
     seeds: int = MISSING
@@ -81,8 +85,7 @@ class CapacityConfig(TheoryConfig):
 
 
 @dataclass
-class LogNormaliserConfig(TheoryConfig):
-    runs: list[str] = field(default_factory=list)  # trained networks; empty: they are trained here
+class LogNormaliserConfig(NetworksConfig):
     draws: list[int] = field(default_factory=list)  # n, of the softmax attention over a sample
     repetitions: int = MISSING  # of every sample
     particles: int = MISSING  # of a population under update and renormalisation

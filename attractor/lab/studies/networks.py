@@ -1,87 +1,119 @@
-"""The trained networks that studies of the weights and the states look at: trained here, or loaded."""
+"""The trained networks that studies of weights and states look at: trained here, or loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from attractor.images import ImageSplits, pixel_mean
-from attractor.lab.assessment import validation_batch
-from attractor.lab.build import build_candidates, build_network, build_tasks
+from attractor.images import ImageSplits, Task, pixel_mean
+from attractor.lab.assessment import choose_retrievals
+from attractor.lab.build import build_network, build_tasks
 from attractor.lab.build_rule import build_rule, jitter_of
-from attractor.lab.config import Config, ModelConfig, TransformerConfig
+from attractor.lab.config import Config, TaskName, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import Network
 from attractor.lab.rule_config import BackpropConfig
 from attractor.lab.runs import load_run
-from attractor.lab.selection import Choice, choose
+from attractor.lab.selection import Choice
+from attractor.lab.studies.config import NetworksConfig
 from attractor.lab.studies.study import Tell
 from attractor.lab.training import fit
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, and how it is read best on validation images, with its error there (pixels^2)."""
+    """A network, the same before training, and how it is read, without evidence, for each of its tasks.
 
-    name: str
+    choices: task -> the retrieval that validation images chose, with its error there (pixels^2).
+    """
+
+    config: Config  # its own
     network: Network
-    model: ModelConfig
-    task: str  # of the choice
-    choice: Choice
-    seed: int
+    untrained: Network
+    tasks: Mapping[str, Task]
+    choices: Mapping[str, Choice]
+
+    @property
+    def label(self) -> str:
+        """Kind, patch, task if it has one, seed."""
+        name, patch = self.config.model.name.replace("_", " "), self.config.model.patch
+        task = f" {next(iter(self.tasks))}" * (len(self.tasks) == 1)
+        return f"{name} {patch}x{patch}{task} seed {self.config.seed}"
 
 
-def trained(config: Config, splits: ImageSplits, tell: Tell, *, runs: Sequence[str]) -> list[Trained]:
-    """The networks of the run folders `runs`; without any, two that are trained here, by `train_both`.
+def networks(config: Config, splits: ImageSplits, tell: Tell) -> Iterator[Trained]:
+    """Those of the run folders `theory.runs`, or `config.model` and a transformer for each of its tasks.
 
-    Raises ConfigError for a folder that holds no finished run, or a run on other data.
+    Raises ConfigError as `load` does.
     """
-    return load(runs, data=splits.name) if runs else train_both(config, splits, tell)
+    fields = networks_config(config)
+    if fields.runs:
+        for folder in fields.runs:
+            yield load(folder, data=splits.name)
+        return
+    yield train(config, splits, tell)
+    for task in config.task.names:
+        yield train(transformer_beside(config, task), splits, tell)
 
 
-def load(runs: Sequence[str], *, data: str) -> list[Trained]:
-    """Finished runs on the data set `data`, read as they chose on validation images: see `trained`."""
-    found = []
-    for folder in runs:
-        run = load_run(folder)
-        if run.config.data.name != data:
-            raise ConfigError(f"{folder} was trained on {run.config.data.name}, not on {data}; give data=")
-        task = next(iter(run.choices))
-        model = run.config.model
-        found.append(
-            Trained(
-                f"{model.name} {Path(folder).name}",
-                run.network,
-                model,
-                task,
-                run.choice(task),
-                run.config.seed,
-            )
-        )
-    return found
+def networks_config(config: Config) -> NetworksConfig:
+    """The fields of a study of networks."""
+    assert isinstance(config.theory, NetworksConfig)
+    return config.theory
 
 
-def train_both(config: Config, splits: ImageSplits, tell: Tell) -> list[Trained]:
-    """`config.model` by `config.rule`, and the transformer of conf/model by backpropagation.
+def check_networks(config: Config) -> None:
+    """Refuse runs that cannot be loaded, and a transformer that cannot be trained (ConfigError)."""
+    fields = networks_config(config)
+    for folder in fields.runs:
+        load(folder, data=config.data.name)
+    for name in ("width", "heads", "depth", "transformer_rate", "transformer_steps", "transformer_batch"):
+        if not 0 < getattr(fields, name) < float("inf"):
+            raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be positive")
+    if fields.width % fields.heads:
+        raise ConfigError(f"theory.heads is {fields.heads}; it must divide theory.width={fields.width}")
 
-    Both for the one task of `config`, with its seed; all steps are taken, without early stopping. The
-    transformer learns in fewer of them, each of which takes longer: `train.steps` / 4.
-    """
-    transformer = TransformerConfig(
-        name="transformer", patch=config.model.patch, width=96, heads=4, depth=5
+
+def load(folder: str, *, data: str) -> Trained:
+    """A finished run on the data set `data`. ConfigError for another one, and for what is no run."""
+    run = load_run(folder)
+    config, encoding = run.config, run.network.encoding
+    if config.data.name != data:
+        raise ConfigError(f"{folder} was trained on {config.data.name}; give data={config.data.name}")
+    untrained = build_network(config.model, encoding.mean, seed=config.seed, device=config.device)
+    tasks = build_tasks(config.task, patch=config.model.patch, side=encoding.side)
+    choices = {task: run.choices[task][config.model.name] for task in tasks}
+    return Trained(config, run.network, untrained, tasks, choices)
+
+
+def transformer_beside(config: Config, task: TaskName) -> Config:
+    """The training of the transformer that is compared with the network of `config`."""
+    fields = networks_config(config)
+    model = TransformerConfig(
+        name="transformer",
+        patch=config.model.patch,
+        width=fields.width,
+        heads=fields.heads,
+        depth=fields.depth,
     )
-    backprop = BackpropConfig(learning_rate=0.004)
-    fewer = replace(config.train, steps=max(1, config.train.steps // 4))
-    recipes = [config, replace(config, model=transformer, rule=backprop, train=fewer)]
-    return [_train(recipe, splits, tell) for recipe in recipes]
+    return replace(
+        config,
+        model=model,
+        rule=BackpropConfig(learning_rate=fields.transformer_rate),
+        task=replace(config.task, names=[task]),
+        train=replace(config.train, steps=fields.transformer_steps, batch_size=fields.transformer_batch),
+    )
 
 
-def _train(config: Config, splits: ImageSplits, tell: Tell) -> Trained:
-    network = build_network(
-        config.model,
-        pixel_mean(splits.train),
-        seed=config.seed,
-        device=config.device,
-        backend=config.backend,
+def train(config: Config, splits: ImageSplits, tell: Tell) -> Trained:
+    """Train `config.model` by `config.rule` to the last of its steps, without early stopping."""
+    network, untrained = (
+        build_network(
+            config.model,
+            pixel_mean(splits.train),
+            seed=config.seed,
+            device=config.device,
+            backend=config.backend,
+        )
+        for _ in range(2)
     )
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
     for step in fit(
@@ -94,16 +126,14 @@ def _train(config: Config, splits: ImageSplits, tell: Tell) -> Trained:
         jitter=jitter_of(config),
         seed=config.seed,
     ):
-        tell(f"training {config.model.name}, step {step.index}/{config.train.steps}")
-    name, task = next(iter(tasks.items()))
-    batch = validation_batch(splits, task, images=config.dynamics.validation_images, seed=config.eval.seed)
-    screening = config.dynamics.screening_steps
-    best = choose(
-        network, build_candidates(config, evidence=False), batch, screening_steps=screening, steps=screening
-    )
-    return Trained(config.model.name, network, config.model, name, best, config.seed)
+        if step.index % 50 == 0 or step.last:
+            tell(f"training {config.model.name}, step {step.index} of {config.train.steps}")
+    return Trained(config, network, untrained, tasks, best_choices(config, network, splits, tasks))
 
 
-def untrained(network: Trained, splits: ImageSplits) -> Network:
-    """The same network as it was before training: small random weights, or J = 0."""
-    return build_network(network.model, pixel_mean(splits.train), seed=network.seed)
+def best_choices(
+    config: Config, network: Network, splits: ImageSplits, tasks: dict[str, Task]
+) -> dict[str, Choice]:
+    """Task -> the retrieval without evidence that does best on validation images."""
+    chosen = choose_retrievals(config, network, splits, tasks)
+    return {task: rows[config.model.name] for task, rows in chosen.items()}

@@ -14,7 +14,7 @@ from attractor.images import Corrupted, Denoise, ImageSplits, Masked, synthetic,
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import capacity
-from attractor.lab.studies.capacity_retrieval import (
+from attractor.lab.studies.capacity.retrieval import (
     BETAS,
     POSITIVE,
     SIMILAR,

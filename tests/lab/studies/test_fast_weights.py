@@ -9,7 +9,7 @@ import torch
 from attractor.images import synthetic
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import fast_weights
-from attractor.lab.studies.fast_weights_memory import TensorBytes
+from attractor.lab.studies.fast_weights.memory import TensorBytes
 
 SMALL = (
     "experiment=fast_weights",

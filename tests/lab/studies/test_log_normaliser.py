@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,16 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from attractor.images import ImageSplits, pixel_mean
+from attractor.images import Denoise, ImageSplits, pixel_mean
 from attractor.lab.assessment import validation_batch
 from attractor.lab.build import build_network, build_tasks
 from attractor.lab.config import Config, TransformerBlockConfig, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.selection import Choice
-from attractor.lab.studies import log_normaliser, networks
-from attractor.lab.studies import log_normaliser_expansion as expansion
-from attractor.lab.studies import log_normaliser_populations as populations
+from attractor.lab.studies import log_normaliser
 from attractor.lab.studies.config import LogNormaliserConfig
-from attractor.lab.studies.log_normaliser_report import rank_correlation
+from attractor.lab.studies.log_normaliser import expansion, populations
+from attractor.lab.studies.log_normaliser.report import rank_correlation
 from attractor.lab.studies.networks import Trained
 from attractor.lab.transformers import Passes, TransformerNetwork
 from attractor.theory.expansion import covariance, deviations
@@ -34,6 +34,7 @@ SMALL = (
     "theory.iterations=2",
     "theory.seeds=2",
     "theory.images=8",
+    "theory.transformer_steps=1",
 )
 
 
@@ -193,12 +194,15 @@ def test_a_run_is_measured_on_its_own_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A transformer that denoises, under an experiment whose task is masking: no mask is drawn for it."""
+    config = make_config(*tiny, *SMALL)
     model = TransformerConfig(name="t", patch=2, width=8, heads=2, depth=1)
     network = build_network(model, pixel_mean(splits.train), seed=0)
-    denoiser = Trained("t", network, model, "denoise", Choice(Passes(steps=1), 0.1), seed=0)
-    monkeypatch.setattr(networks, "trained", lambda *args, **options: [denoiser])
+    tasks = {"denoise": Denoise()}
+    choices = {"denoise": Choice(Passes(steps=1), 0.1)}
+    denoiser = Trained(replace(config, model=model), network, network, tasks, choices)
+    monkeypatch.setattr(log_normaliser, "networks", lambda *args: [denoiser])
     seen = []
     monkeypatch.setattr(expansion, "transformer", lambda network, batch: seen.append(batch.mask))
-    found = log_normaliser.measure_networks(make_config(*tiny, *SMALL), splits, lambda text: None)
+    found = log_normaliser.measure_networks(config, splits, lambda text: None)
     assert [row["task"] for row in found["networks"]] == ["denoise"]
     assert seen == [None, None]

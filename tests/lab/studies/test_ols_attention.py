@@ -15,10 +15,17 @@ from torch import Generator
 from attractor.images import ImageSplits, synthetic
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import ols_attention
-from attractor.lab.studies.ols_contexts import errors_in_contexts
-from attractor.lab.studies.ols_descent import regimes
-from attractor.lab.studies.ols_measures import controls, flatness, gains, label_overlap, map_gains, overlap
-from attractor.lab.studies.ols_problem import Problem, build_problem
+from attractor.lab.studies.ols_attention.contexts import errors_in_contexts
+from attractor.lab.studies.ols_attention.descent import regimes
+from attractor.lab.studies.ols_attention.measures import (
+    controls,
+    flatness,
+    gains,
+    label_overlap,
+    map_gains,
+    overlap,
+)
+from attractor.lab.studies.ols_attention.problem import Problem, build_problem
 
 SMALL = (
     "experiment=ols_attention",

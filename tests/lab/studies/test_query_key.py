@@ -14,9 +14,9 @@ from attractor.lab.build import build_data
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import query_key
-from attractor.lab.studies.query_key_ablation import VARIANTS, Setting, trained, watched_steps
-from attractor.lab.studies.query_key_networks import blocks_of, head_matrices, ranks_up_to, set_head_rank
-from attractor.lab.studies.query_key_tables import rank_within, scores
+from attractor.lab.studies.query_key.ablation import VARIANTS, Setting, trained, watched_steps
+from attractor.lab.studies.query_key.matrices import blocks_of, head_matrices, ranks_up_to, set_head_rank
+from attractor.lab.studies.query_key.tables import rank_within, scores
 from attractor.lab.transformers import TransformerNetwork
 
 SMALL = (

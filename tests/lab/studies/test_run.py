@@ -39,7 +39,7 @@ def test_every_study_has_a_file_an_experiment_and_a_module() -> None:
         assert name_of(schema()) == name
         assert (CONF / "theory" / f"{name}.yaml").is_file()
         assert f"override /theory: {name}" in (CONF / "experiment" / f"{name}.yaml").read_text()
-        assert (CONF.parent / "attractor" / "lab" / "studies" / f"{name}.py").is_file()
+        assert (CONF.parent / "attractor" / "lab" / "studies" / name / "__init__.py").is_file()
 
 
 def test_a_study_leaves_a_run_folder(

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, save
-from attractor.lab.studies.query_key_tables import coupling_rows, trained_layers
+from attractor.lab.studies.query_key.tables import coupling_rows, trained_layers
 from attractor.lab.studies.study import Results
 
 _TARGETS = {

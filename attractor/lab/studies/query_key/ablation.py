@@ -17,7 +17,8 @@ from attractor.lab.build_rule import jitter_of
 from attractor.lab.config import Config
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.selection import choose
-from attractor.lab.studies.query_key_networks import best_readings, mean_errors, query_key, trained_tokens
+from attractor.lab.studies.networks import best_choices
+from attractor.lab.studies.query_key.matrices import mean_errors, query_key, trained_tokens
 from attractor.lab.studies.study import Tell
 from attractor.lab.training import fit
 from attractor.physics import SGD, Adam, NonFiniteError, PseudoLikelihood
@@ -124,12 +125,12 @@ def trained(
         return {"curve": curve + [math.inf] * (len(watched) - len(curve))}
     if not tested:
         return {"curve": curve}
-    readings, validation = best_readings(config, network, splits, tasks)
+    choices = best_choices(config, network, splits, tasks)
     images = splits.test[: query_key(config).test_images]
     return {
         "curve": curve,
-        "validation": validation,
-        "test": mean_errors(network, config, tasks, readings, images),
+        "validation": {task: choice.error for task, choice in choices.items()},
+        "test": mean_errors(network, config, tasks, choices, images),
     }
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attractor.lab.studies.ols_descent import Descent
-from attractor.lab.studies.ols_problem import Pair, Problem
+from attractor.lab.studies.ols_attention.descent import Descent
+from attractor.lab.studies.ols_attention.problem import Pair, Problem
 from attractor.theory.ols_attention import least_squares_layer
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # of queries, a context and its labels

@@ -18,7 +18,7 @@ from attractor.images import Denoise, ImageSplits, Masked, Task
 from attractor.lab.build import build_candidates
 from attractor.lab.config import AttractorConfig, Config
 from attractor.lab.errors import ConfigError, configuring
-from attractor.lab.studies.capacity_retrieval import (
+from attractor.lab.studies.capacity.retrieval import (
     BETAS,
     Queries,
     draw_queries,
@@ -140,9 +140,9 @@ def table(results: Results) -> str:
 
 def draw(results: Results, folder: Path) -> dict[str, Path]:
     """See `Study`."""
-    from attractor.lab.studies import capacity_figures  # matplotlib takes a second to import
+    from attractor.lab.studies.capacity import figures  # matplotlib takes a second to import
 
-    return capacity_figures.draw(results, folder)
+    return figures.draw(results, folder)
 
 
 def _theory(config: Config) -> CapacityConfig:

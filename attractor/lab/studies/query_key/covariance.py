@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from attractor.lab.config import Config
 from attractor.lab.network import AttractorNetwork
-from attractor.lab.studies.query_key_networks import (
-    Studied,
+from attractor.lab.studies.networks import Trained
+from attractor.lab.studies.query_key.matrices import (
     blocks_of,
     head_matrices,
     normalised_states,
@@ -37,7 +37,7 @@ _RIDGE = (
 )
 
 
-def layers(one: Studied, images: Tensor, config: Config) -> list[dict[str, Any]]:
+def layers(one: Trained, images: Tensor, config: Config) -> list[dict[str, Any]]:
     """M of every layer, trained or not, against the inverse covariance of its tokens, centred two ways."""
     rows = []
     for state, network in (("trained", one.network), ("untrained", one.untrained)):
@@ -89,7 +89,7 @@ def _layer(tokens: Tensor, heads: Tensor, config: Config) -> dict[str, Any]:
     }
 
 
-def couplings(one: Studied, images: Tensor, config: Config) -> list[dict[str, Any]]:
+def couplings(one: Trained, images: Tensor, config: Config) -> list[dict[str, Any]]:
     """J against its targets: from second moments, and from covariances without the means."""
     assert isinstance(one.network, AttractorNetwork)
     tokens = trained_tokens(one.network, one.config, images).double().cpu()

@@ -18,21 +18,20 @@ from attractor.lab.config import AttractorConfig, Config, CouplingsName, Measure
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.rule_config import PseudoLikelihoodConfig
-from attractor.lab.studies.query_key_ablation import ablation
-from attractor.lab.studies.query_key_covariance import couplings, layers
-from attractor.lab.studies.query_key_figures import draw_covariance, draw_learning
-from attractor.lab.studies.query_key_networks import (
-    Studied,
+from attractor.lab.studies.networks import Trained, check_networks, load, networks
+from attractor.lab.studies.query_key.ablation import ablation
+from attractor.lab.studies.query_key.covariance import couplings, layers
+from attractor.lab.studies.query_key.figures import draw_covariance, draw_learning
+from attractor.lab.studies.query_key.matrices import (
     blocks_of,
+    check_run,
     head_matrices,
-    loaded,
     mean_errors,
     query_key,
     ranks_up_to,
     set_head_rank,
-    trained_here,
 )
-from attractor.lab.studies.query_key_tables import headline, table
+from attractor.lab.studies.query_key.tables import headline, table
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.query_key import effective_rank, factors
 
@@ -42,8 +41,7 @@ __all__ = ["check", "draw", "measure", "table"]
 def check(config: Config) -> None:
     """Refuse runs that are no such networks, and what networks cannot be made of."""
     fields = query_key(config)
-    counts = ("images", "test_images", "draws", "steps", "seeds", "width", "heads", "depth")
-    for name in (*counts, "transformer_steps", "transformer_batch"):
+    for name in ("images", "test_images", "draws", "steps", "seeds"):
         if getattr(fields, name) < 1:
             raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be at least 1")
     if fields.draws < 2:
@@ -52,12 +50,12 @@ def check(config: Config) -> None:
         values = getattr(fields, name)
         if not values or not all(0 < value < math.inf for value in values):
             raise ConfigError(f"theory.{name} is {values}; give one or more positive numbers")
-    for name in ("ridge", "transformer_rate"):
-        if not 0 < getattr(fields, name) < math.inf:
-            raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be positive")
+    if not 0 < fields.ridge < math.inf:
+        raise ConfigError(f"theory.ridge is {fields.ridge}; it must be positive")
+    check_networks(config)
     if fields.runs:
-        for run in fields.runs:
-            loaded(run, config.data.name)
+        for folder in fields.runs:
+            check_run(folder, load(folder, data=config.data.name))
         return
     model = config.model
     if not (
@@ -70,16 +68,14 @@ def check(config: Config) -> None:
         raise ConfigError(
             "the study trains model=bare_attention by rule=pseudo_likelihood; leave both as they are"
         )
-    if fields.width % fields.heads:
-        raise ConfigError(f"theory.heads is {fields.heads}; it must divide theory.width={fields.width}")
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     """networks: one entry for each; ablation: one for each way of learning, none with given runs."""
-    runs = query_key(config).runs
-    studied = (loaded(run, splits.name) for run in runs) if runs else trained_here(config, splits, tell)
-    networks = [_network(one, config, splits, tell) for one in studied]
-    results: Results = {"networks": networks, "ablation": [] if runs else ablation(config, splits, tell)}
+    results: Results = {
+        "networks": [_network(one, config, splits, tell) for one in networks(config, splits, tell)],
+        "ablation": [] if query_key(config).runs else ablation(config, splits, tell),
+    }
     return results | {"headline": headline(results)}
 
 
@@ -91,7 +87,7 @@ def draw(results: Results, folder: Path) -> dict[str, Path]:
     }
 
 
-def _network(one: Studied, config: Config, splits: ImageSplits, tell: Tell) -> dict[str, Any]:
+def _network(one: Trained, config: Config, splits: ImageSplits, tell: Tell) -> dict[str, Any]:
     fields = query_key(config)
     images, test = splits.train[: fields.images], splits.test[: fields.test_images]
     tell(f"{one.label}: against the covariance of its tokens")
@@ -100,19 +96,19 @@ def _network(one: Studied, config: Config, splits: ImageSplits, tell: Tell) -> d
     tell(f"{one.label}: at every rank")
     return {
         "label": one.label,
-        "kind": one.kind,
+        "kind": "bare_attention" if attractor else "transformer",
         "patch": one.config.model.patch,
         "seed": one.config.seed,
-        "validation": one.validation,
+        "validation": {task: choice.error for task, choice in one.choices.items()},
         "compared": compared,
         "ranks": _ranks(one, test),
     }
 
 
-def _ranks(one: Studied, test: Tensor) -> dict[str, Any]:
+def _ranks(one: Trained, test: Tensor) -> dict[str, Any]:
     """Test errors with all query-key matrices at rank r, their share of the parameters, effective ranks."""
     network = copy.deepcopy(one.network)
-    measured = partial(mean_errors, network, one.config, one.tasks, one.readings, test)
+    measured = partial(mean_errors, network, one.config, one.tasks, one.choices, test)
     full = measured()
     if isinstance(network, AttractorNetwork):
         stored = network.energy.couplings.weights["couplings"]

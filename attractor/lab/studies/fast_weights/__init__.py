@@ -14,10 +14,10 @@ from attractor.images import ImageSplits
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError, configuring
 from attractor.lab.report import with_deviation
-from attractor.lab.studies import fast_weights_memory
 from attractor.lab.studies.config import FastWeightsConfig
-from attractor.lab.studies.fast_weights_figures import draw
-from attractor.lab.studies.fast_weights_retrieval import (
+from attractor.lab.studies.fast_weights import memory
+from attractor.lab.studies.fast_weights.figures import draw
+from attractor.lab.studies.fast_weights.retrieval import (
     RULES,
     SEPARATIONS,
     forgetting,
@@ -25,7 +25,7 @@ from attractor.lab.studies.fast_weights_retrieval import (
     retrieval,
     summary,
 )
-from attractor.lab.studies.fast_weights_rewriting import normaliser, overwriting
+from attractor.lab.studies.fast_weights.rewriting import normaliser, overwriting
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.sign_network import CRITICAL_LOAD, SignNetwork, overlap, random_patterns
 from attractor.theory.write_rules import Decay
@@ -96,7 +96,7 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     tell("the normaliser")
     normalised = normaliser(theory, splits.train, config.seed)
     tell("memory and time")
-    held = fast_weights_memory.measure(theory, config.seed)
+    held = memory.measure(theory, config.seed)
     return {
         "dim": theory.dim,
         "seeds": theory.seeds,

@@ -4,7 +4,10 @@ import math
 from statistics import mean, median
 from typing import Any
 
+import torch
+
 from attractor.lab.studies.study import Results
+from attractor.theory import query_key
 
 # Effective draws n exp(-eta^T Sigma eta) above which the delta method is taken to hold.
 _ENOUGH = 20.0
@@ -104,14 +107,8 @@ def _network_lines(row: Results) -> list[str]:
 
 def rank_correlation(step: Results) -> float:
     """Spearman's, of slopes and eigenvalues of a stage: 1 if slopes are 1 + lambda, 0 for a single one."""
-    slopes = step["slopes"]
-    count = len(slopes)
-    if count < 2:
-        return 0.0
-    # eigenvalues descend, so the place in the list is their rank, counted from the top
-    order = sorted(range(count), key=lambda place: -slopes[place])
-    squared = sum((rank - place) ** 2 for rank, place in enumerate(order))
-    return 1 - 6 * squared / (count * (count**2 - 1))
+    slopes, eigenvalues = (torch.tensor(step[name]) for name in ("slopes", "eigenvalues"))
+    return query_key.rank_correlation(slopes, eigenvalues) if len(slopes) > 1 else 0.0
 
 
 def _attention(networks: list[Results]) -> list[Results]:

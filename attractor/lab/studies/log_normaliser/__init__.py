@@ -7,20 +7,16 @@ networks: expansion by attention, contraction by normalisation; weightless: the 
 their tokens.
 """
 
-from dataclasses import replace
-
 from attractor.images import ImageSplits
 from attractor.lab.assessment import validation_batch
-from attractor.lab.build import build_tasks
-from attractor.lab.config import Config, TaskName
+from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
-from attractor.lab.studies import log_normaliser_expansion as expansion
-from attractor.lab.studies import log_normaliser_populations as populations
-from attractor.lab.studies import networks
 from attractor.lab.studies.config import LogNormaliserConfig
-from attractor.lab.studies.log_normaliser_figures import draw
-from attractor.lab.studies.log_normaliser_report import headline, table
+from attractor.lab.studies.log_normaliser import expansion, populations
+from attractor.lab.studies.log_normaliser.figures import draw
+from attractor.lab.studies.log_normaliser.report import headline, table
+from attractor.lab.studies.networks import check_networks, networks
 from attractor.lab.studies.study import Results, Tell
 from attractor.lab.transformers import TransformerNetwork
 
@@ -39,7 +35,7 @@ def check(config: Config) -> None:
         raise ConfigError("theory.particles must be 10 or more, and theory.repetitions 2 or more")
     if not theory.draws or min(theory.draws) < 1:
         raise ConfigError(f"theory.draws is {theory.draws}; give numbers of draws, each 1 or more")
-    networks.load(theory.runs, data=config.data.name)
+    check_networks(config)
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
@@ -78,24 +74,23 @@ def measure_networks(config: Config, splits: ImageSplits, tell: Tell) -> Results
     """Expansion in each network, trained and untrained, and in the theory's own layer on their tokens."""
     theory = _theory(config)
     found, tokens_of = [], {}
-    every = replace(config.task, names=list(TaskName))  # runs may have learned another task than config's
-    for network in networks.trained(config, splits, tell, runs=theory.runs):
-        tell(f"expansion in {network.name}")
-        task = build_tasks(every, patch=network.model.patch, side=splits.side)[network.task]
+    for one in networks(config, splits, tell):
+        tell(f"expansion in {one.label}")
+        name, task = next(iter(one.tasks.items()))
         batch = validation_batch(splits, task, images=theory.images, seed=config.eval.seed)
-        before = networks.untrained(network, splits)
-        row = {"name": network.name, "task": network.task, "error": network.choice.error}
-        if isinstance(network.network, TransformerNetwork):
+        network, before = one.network, one.untrained
+        row = {"name": one.label, "task": name, "error": one.choices[name].error}
+        if isinstance(network, TransformerNetwork):
             assert isinstance(before, TransformerNetwork)
-            row |= {"kind": "transformer", "trained": expansion.transformer(network.network, batch)}
+            row |= {"kind": "transformer", "trained": expansion.transformer(network, batch)}
             row |= {"untrained": expansion.transformer(before, batch)}
         else:
-            assert isinstance(network.network, AttractorNetwork)
+            assert isinstance(network, AttractorNetwork)
             assert isinstance(before, AttractorNetwork)
-            random = expansion.shuffled(before, network.network, seed=config.seed)
-            row |= {"kind": "bare", "trained": expansion.bare(network.network, batch)}
+            random = expansion.shuffled(before, network, seed=config.seed)
+            row |= {"kind": "bare", "trained": expansion.bare(network, batch)}
             row |= {"untrained": expansion.bare(random, batch)}
-            tokens = network.network.encode(batch.original).flatten(0, 1)
+            tokens = network.encode(batch.original).flatten(0, 1)
             tokens_of[f"D = {tokens.shape[1]}"] = tokens
         found.append(row)
     free = {

@@ -19,10 +19,10 @@ from attractor.images import ImageSplits
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies.config import OlsAttentionConfig
-from attractor.lab.studies.ols_contexts import errors_in_contexts
-from attractor.lab.studies.ols_descent import Descent, Regime, regimes
-from attractor.lab.studies.ols_figure import TITLES, draw_figure
-from attractor.lab.studies.ols_measures import (
+from attractor.lab.studies.ols_attention.contexts import errors_in_contexts
+from attractor.lab.studies.ols_attention.descent import Descent, Regime, regimes
+from attractor.lab.studies.ols_attention.figure import TITLES, draw_figure
+from attractor.lab.studies.ols_attention.measures import (
     controls,
     cosine,
     flatness,
@@ -32,7 +32,7 @@ from attractor.lab.studies.ols_measures import (
     overlap,
     whitened,
 )
-from attractor.lab.studies.ols_problem import Problem, build_problem
+from attractor.lab.studies.ols_attention.problem import Problem, build_problem
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.ols_attention import LinearTransformer, best_similarity, least_squares_layer
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from attractor.baselines.descent import Error, adam, gradient_descent
 from attractor.lab.errors import ConfigError
-from attractor.lab.studies.ols_problem import Problem
+from attractor.lab.studies.ols_attention.problem import Problem
 from attractor.theory.ols_attention import LinearTransformer
 
 Method = Callable[..., Iterator[float]]

@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from attractor.images import to_pixels
 from attractor.lab.studies.config import FastWeightsConfig
-from attractor.lab.studies.fast_weights_retrieval import (
+from attractor.lab.studies.fast_weights.retrieval import (
     RULES,
     SEPARATIONS,
     generators,

@@ -7,7 +7,7 @@ What counts is seen after whitening: G^(1/2) A G^(1/2), which for A = G^+ is the
 import torch
 from torch import Generator, Tensor
 
-from attractor.lab.studies.ols_problem import Problem
+from attractor.lab.studies.ols_attention.problem import Problem
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
