@@ -22,6 +22,15 @@ SMALL = [
     "eval.steps=6",
     "eval.overlap_images=4",
 ]
+# and a study
+SMALL_STUDY = {
+    "experiment=ols_attention": [
+        "theory.images=100",
+        "theory.short_context=20",
+        "theory.steps=10",
+        "theory.seeds=2",
+    ]
+}
 # torchvision's data sets are not there in tests: the same experiment on embedded images
 EMBEDDED = ["data=synthetic"]
 
@@ -47,6 +56,7 @@ def small(command: str, *, first: bool) -> list[str]:
         arguments += [word for word in overrides if word.split("=")[0] not in command]
         if "data.root" in command:
             arguments = [word for word in arguments if not word.startswith("data.root")] + EMBEDDED
+        arguments += [word for chosen in words for word in SMALL_STUDY.get(chosen, [])]
         if "sweep=rates" in command:
             arguments += ["seed=0"]  # five rates are enough
     if script == "evaluate.py":
