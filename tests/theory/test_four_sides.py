@@ -58,7 +58,7 @@ def test_softmax_memory_is_the_gradient_of_a_log_normaliser() -> None:
 
 @pytest.mark.parametrize("degree", [1, 3])  # of an even power the memory refuses scores of both signs
 def test_fast_weights_are_a_universal_memory(degree: int) -> None:
-    """A matrix of degree-n features, written pair by pair, is V sep(K q) with sep(s) = s^n over all pairs."""
+    """A matrix of degree-n features, written pair by pair, is V sep(K q) with sep(s) = s^n."""
     keys, values, queries = draw(1, N, D, seed=0), draw(1, N, 5, seed=1), draw(1, B, D, seed=2)
     written = FastWeights(D, 5, feature_map=PolynomialFeatures(degree))
     found = written.recall(written.store(keys, values), queries)[0]
