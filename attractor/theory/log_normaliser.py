@@ -10,8 +10,9 @@ A population mu of tokens, seen from a query eta. grad log Z(eta) is its mean un
     mixture, one Sigma         Sigma eta + sum_k softmax_k(log w_k + mu_k . eta) mu_k   both
 
 The log-normalisers of independent x and y add in x + y, and a Gaussian mixture with one covariance is a
-choice of points plus Gaussian noise (proposition 2); N(mu, Sigma) is the mixture of one point. As an energy
-it is the couplings `HopfieldAttention`.
+choice of points plus Gaussian noise (proposition 2); N(mu, Sigma) is the mixture of one point. Bare
+self-attention is of the first row: tests/theory/test_four_sides.py. As an energy the mixture would be the
+couplings `HopfieldAttention` of the design, which `physics` does not have.
 
 Source: Shim 2021, "A probabilistic interpretation of transformers", arXiv 2205.01080. The weights w_n sum
 to 1 here, so that log Z(0) = 0 like psi(0); the paper's sum over tokens has w_n = 1.

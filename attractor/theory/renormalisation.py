@@ -13,8 +13,14 @@ z-scores, which after R is
 
     c_m <- c_m (1 + m v^(m-1) / (1 + v))        to first order in c_m
 
-(the cumulant of order m of z + b He_{m-1}(z) is m! b). So skewness (m = 3) and excess kurtosis (m = 4) grow
-at every iteration, by 1 + 3 v^2/(1 + v) and 1 + 4 v^3/(1 + v); to a population of v << 1 little happens.
+(the cumulant of order m of z + b He_{m-1}(z) is m! b) where c_m is the only one. z^{m-1} also holds lower
+Hermite polynomials, by which higher cumulants of the same parity feed c_m, to first order too:
+
+    c_m <- c_m + m/(1 + v) sum_k v^(m+2k-1) c_{m+2k} / (2^k k!),      k = 0, 1, ...
+
+This map is triangular, with the growth of a pure c_m on its diagonal: these are the rates of growth. So
+skewness (m = 3) and excess kurtosis (m = 4) grow at every iteration, by 1 + 3 v^2/(1 + v) and
+1 + 4 v^3/(1 + v), where they are not fed; to a population of v << 1 little happens.
 
 D + 1 points in general position are an equilibrium too, whatever their weights, but for a rotation: every
 map of so few points is affine, and R undoes the rest of it.
@@ -54,7 +60,7 @@ class Renormalisation:
 
 
 def cumulant_growth(order: int, variance: Tensor) -> Tensor:
-    """1 + m v^(m-1)/(1 + v), for a variance of any shape: the factor of a small cumulant, order m >= 3."""
+    """1 + m v^(m-1)/(1 + v), for a variance of any shape: growth of a small c_m, m >= 3, alone."""
     if order < 3:
         raise ValueError(f"order is {order}; renormalisation restores the cumulants of order 1 and 2")
     return 1 + order * variance ** (order - 1) / (1 + variance)

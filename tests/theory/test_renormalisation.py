@@ -107,6 +107,26 @@ def test_small_cumulants_grow_as_predicted(order: int, variance: float) -> None:
     assert abs(before) > 1e-6
 
 
+def test_higher_cumulants_feed_lower_ones() -> None:
+    """c_5 alone makes m/(1 + v) v^(m+1)/2 of it skewness (m = 3), and c_6 as much kurtosis (m = 4).
+
+    By the nodes and weights of Gauss-Hermite quadrature as a population, so that nothing is sampled. The
+    formula for a pure c_m says that they stay 0.
+    """
+    nodes, mass = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(40))
+    mass, variance, small = mass / mass.sum(), 0.3, 1e-6
+    for order, hermite in ((3, nodes**4 - 6 * nodes**2 + 3), (4, nodes**5 - 10 * nodes**3 + 15 * nodes)):
+        found = []
+        for added in (0.0, small):
+            x = variance**0.5 * (nodes + added * hermite)[:, None]
+            z = attention_update(Discrete(x, weights=mass), x)[:, 0]
+            z = z - mass @ z
+            z = z / (mass @ z**2).sqrt()
+            found.append(float(mass @ z**order))
+        predicted = order * variance ** (order + 1) / 2 / (1 + variance) * math.factorial(order + 2) * small
+        assert found[1] - found[0] == pytest.approx(predicted, rel=0.01)  # the next order is `small`
+
+
 def test_two_points_are_stationary_too() -> None:
     """x + tanh x keeps +-1 where they are: the Gaussian is not the only equilibrium."""
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(3, 1)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from attractor.lab.selection import Choice
 from attractor.lab.studies import log_normaliser
 from attractor.lab.studies.config import LogNormaliserConfig
 from attractor.lab.studies.log_normaliser import expansion, populations
-from attractor.lab.studies.log_normaliser.report import rank_correlation
+from attractor.lab.studies.log_normaliser.report import headline, rank_correlation
 from attractor.lab.studies.networks import Trained
 from attractor.lab.transformers import Passes, TransformerNetwork
 from attractor.theory.expansion import covariance, deviations
@@ -51,7 +52,7 @@ def test_the_study_from_command_to_figures(done: Any) -> None:
     assert [row["kind"] for row in results["networks"]] == ["bare", "transformer"]
     json.dumps(results, allow_nan=False)
     assert all(math.isfinite(value) for value in results["headline"].values())
-    for name in ("log_normaliser", "expansion"):
+    for name in ("log_normaliser", "log_normaliser_expansion"):
         with Image.open(done.path / "figures" / f"{name}.png") as picture:
             assert picture.width > 1000
     assert "softmax attention over n draws" in done.output
@@ -97,7 +98,12 @@ def test_every_bound_holds(done: Any) -> None:
     [
         ("theory.seeds=0", r"theory\.seeds is 0"),
         ("theory.draws=[]", r"theory\.draws is \[\]"),
-        ("theory.particles=5", "10 or more"),
+        ("theory.draws=[10,0]", r"theory\.draws is \[10, 0\]"),
+        ("theory.particles=9", r"theory\.particles is 9; it must be 10 or more"),
+        ("theory.repetitions=1", r"theory\.repetitions is 1; it must be 2 or more"),
+        ("theory.iterations=0", r"theory\.iterations is 0"),
+        ("theory.images=0", r"theory\.images is 0"),
+        ("theory.depth=0", r"theory\.depth is 0"),
         ("theory.runs=[nowhere]", "holds no finished run"),
     ],
 )
@@ -107,6 +113,74 @@ def test_what_cannot_be_measured_is_refused(
     """Before any work."""
     with pytest.raises(ConfigError, match=message):
         log_normaliser.check(make_config(*SMALL, override))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=hopfield rule=ridge", "model=hopfield has couplings=hopfield, measure=gaussian"),
+        ("model=transformer rule=backprop", "sphere, and model=transformer; leave model as it is"),
+        ("model.measure=gaussian", "measure=gaussian"),
+        ("model.measure=circles", "measure=circles"),
+        ("model=local_attention", "radius=3"),
+    ],
+)
+def test_other_networks_are_refused(
+    make_config: Callable[..., Config], trained: Any, override: str, message: str
+) -> None:
+    """Before they are trained and reported as bare self-attention; beside given runs they do not matter."""
+    with pytest.raises(ConfigError, match=message):
+        log_normaliser.check(make_config(*SMALL, *override.split()))
+    given = make_config("data=synthetic", *SMALL, *override.split(), f"theory.runs=[{trained.path}]")
+    log_normaliser.check(given)
+
+
+def test_runs_of_other_networks_are_refused(
+    make_config: Callable[..., Config],
+    tiny: tuple[str, ...],
+    train_run: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """A Gaussian network has no sphere to be projected to; its folder is named."""
+    run = train_run(tmp_path / "gaussian", "model=hopfield", "rule=ridge", "task=denoise")
+    with pytest.raises(ConfigError, match=r"gaussian: model=hopfield has couplings=hopfield"):
+        log_normaliser.check(make_config(*tiny, *SMALL, f"theory.runs=[{run.path}]"))
+
+
+def test_a_single_draw_leaves_results_that_are_json(done: Any) -> None:
+    """With theory.draws=[1] no error can be held against its prediction: no headline says so, nor NaN."""
+    sampling = [
+        row | {"draws": [1], "error": row["error"][:1], "predicted": row["predicted"][:1]}
+        for row in done.results["sampling"]
+    ]
+    results = done.results | {"sampling": sampling}
+    found = headline(results)
+    json.dumps(found, allow_nan=False)
+    assert set(done.results["headline"]) - set(found) == {"sampling_error_over_prediction"}
+    assert "under 20" in log_normaliser.table(results)
+
+
+def test_the_headline_has_the_controls(done: Any) -> None:
+    """Of each number about trained networks; shares are those of attention and of its surrogate."""
+    found = done.results["headline"]
+    names = [name.removeprefix("transformer_") for name in found if name.startswith("transformer_")]
+    for name in ("attention_variance_ratio", "directions_that_gain", "regression_share", "surrogate_share"):
+        assert {name, f"permuted_{name}", f"untrained_{name}"} <= set(names)
+    row = done.results["networks"][1]
+    expected = np.mean(row["trained"]["surrogate_share"])
+    assert found["transformer_surrogate_share"] == pytest.approx(expected)
+    gains = [np.mean(np.array(step["gains"]) > 1) for step in row["untrained"]["stages"]["attention"]]
+    assert found["transformer_untrained_directions_that_gain"] == pytest.approx(np.mean(gains))
+
+
+@pytest.mark.parametrize("kind", ["bare", "transformer"])
+def test_runs_of_one_kind_are_drawn(done: Any, tmp_path: Path, kind: str) -> None:
+    """Panels of what was not given are left out, without warnings of empty legends."""
+    rows = [row for row in done.results["networks"] if row["kind"] == kind]
+    results = done.results | {"networks": rows}
+    if kind == "transformer":
+        results["weightless"] = {}
+    assert set(log_normaliser.draw(results, tmp_path)) == {"log_normaliser", "log_normaliser_expansion"}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +201,7 @@ def test_the_stages_of_a_transformer_follow_each_other(splits: ImageSplits, mask
     with torch.no_grad():
         for parameter in network.module.blocks.parameters():
             parameter.mul_(20)  # or the layers would add next to nothing
-    found = expansion.transformer(network, masked)
+    found = expansion.transformer(network, masked, seed=0)
     for layer in range(2):
         step = [found["stages"][stage][layer]["variance"] for stage in ("attention", "MLP")]
         product = found["stream"][layer] * step[0] * step[1]
@@ -137,7 +211,7 @@ def test_the_stages_of_a_transformer_follow_each_other(splits: ImageSplits, mask
     h = network.module.embed(network.encoding.encode(masked.corrupted), masked.mask)
     start = float(covariance(deviations(h.detach())).trace())
     assert found["stream"][0] == pytest.approx(start, rel=1e-5)  # the network itself is float32
-    assert min(found["gaussian_part"]) < 0.99
+    assert min(found["regression_share"]) < 0.99
 
 
 def test_a_recycled_block_is_measured_as_often_as_it_is_applied(splits: ImageSplits, masked: Any) -> None:
@@ -145,9 +219,25 @@ def test_a_recycled_block_is_measured_as_often_as_it_is_applied(splits: ImageSpl
     config = TransformerBlockConfig(name="b", patch=2, width=8, heads=2, min_iterations=1, max_iterations=2)
     network = build_network(config, pixel_mean(splits.train), seed=0)
     assert isinstance(network, TransformerNetwork)
-    found = expansion.transformer(network, masked)
+    found = expansion.transformer(network, masked, seed=0)
     assert len(found["stream"]) == expansion.ITERATIONS
-    assert found["gaussian_part"][0] == pytest.approx(1, abs=1e-2)  # small weights: attention is linear
+    for share in ("regression_share", "surrogate_share"):
+        assert found[share][0] == pytest.approx(1, abs=1e-2)  # small weights: attention is linear
+
+
+def test_permuted_weights_have_the_sizes_of_the_trained(splits: ImageSplits) -> None:
+    """Each row of each weight of the blocks has its values, elsewhere; the given network keeps its own."""
+    config = TransformerConfig(name="t", patch=2, width=8, heads=2, depth=2)
+    network, same = (build_network(config, pixel_mean(splits.train), seed=0) for _ in range(2))
+    assert isinstance(network, TransformerNetwork)
+    random = expansion.permuted(network, seed=0)
+    for name, weight in network.weights.items():
+        assert torch.equal(weight, same.weights[name])
+        torch.testing.assert_close(
+            random.weights[name].sort(-1).values, weight.sort(-1).values, rtol=0, atol=0
+        )
+        moved = not torch.equal(random.weights[name], weight)
+        assert moved == ("blocks" in name and float(weight.std()) > 0)
 
 
 def test_bare_self_attention_is_projected(make_network: Callable[..., Any], masked: Any) -> None:
@@ -202,7 +292,8 @@ def test_a_run_is_measured_on_its_own_task(
     denoiser = Trained(replace(config, model=model), network, network, tasks, choices)
     monkeypatch.setattr(log_normaliser, "networks", lambda *args: [denoiser])
     seen = []
-    monkeypatch.setattr(expansion, "transformer", lambda network, batch: seen.append(batch.mask))
+    record: Any = lambda network, batch, *, seed: seen.append(batch.mask)  # noqa: E731
+    monkeypatch.setattr(expansion, "transformer", record)
     found = log_normaliser.measure_networks(config, splits, lambda text: None)
     assert [row["task"] for row in found["networks"]] == ["denoise"]
-    assert seen == [None, None]
+    assert seen == [None] * 3  # trained, permuted, untrained

@@ -9,33 +9,67 @@ their tokens.
 
 from attractor.images import ImageSplits
 from attractor.lab.assessment import validation_batch
-from attractor.lab.config import Config
+from attractor.lab.config import (
+    AttractorConfig,
+    Config,
+    CouplingsName,
+    MeasureName,
+    ModelConfig,
+)
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.studies.config import LogNormaliserConfig
 from attractor.lab.studies.log_normaliser import expansion, populations
 from attractor.lab.studies.log_normaliser.figures import draw
 from attractor.lab.studies.log_normaliser.report import headline, table
-from attractor.lab.studies.networks import check_networks, networks
+from attractor.lab.studies.networks import check_networks, load, networks
 from attractor.lab.studies.study import Results, Tell
 from attractor.lab.transformers import TransformerNetwork
 
 __all__ = ["check", "draw", "measure", "table"]
 
+# of repetitions a standard deviation is taken, and fewer particles are no population
+_LEAST = {"repetitions": 2, "particles": 10, "iterations": 1, "seeds": 1, "images": 1}
 _SCALES = [1.0, 4.0, 16.0]  # of the variance of tokens
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot be measured, runs that cannot be loaded included."""
+    """Refuse what cannot be measured, networks of another kind and runs that cannot be loaded included."""
     theory = _theory(config)
-    for name in ("repetitions", "particles", "iterations", "seeds", "images"):
-        if getattr(theory, name) < 1:
-            raise ConfigError(f"theory.{name} is {getattr(theory, name)}; it must be 1 or more")
-    if theory.particles < 10 or theory.repetitions < 2:
-        raise ConfigError("theory.particles must be 10 or more, and theory.repetitions 2 or more")
+    for name, least in _LEAST.items():
+        if getattr(theory, name) < least:
+            raise ConfigError(f"theory.{name} is {getattr(theory, name)}; it must be {least} or more")
     if not theory.draws or min(theory.draws) < 1:
         raise ConfigError(f"theory.draws is {theory.draws}; give numbers of draws, each 1 or more")
     check_networks(config)
+    if not theory.runs and not _is_bare(config.model):
+        raise ConfigError(
+            f"the study trains bare self-attention on the sphere, and {_describe(config.model)}; leave "
+            "model as it is, or give theory.runs"
+        )
+    for folder in theory.runs:
+        model = load(folder, data=config.data.name).config.model
+        if isinstance(model, AttractorConfig) and not _is_bare(model):
+            raise ConfigError(
+                f"{folder}: {_describe(model)}; the study measures bare self-attention on the sphere and "
+                "transformers"
+            )
+
+
+def _is_bare(model: ModelConfig) -> bool:
+    return (
+        isinstance(model, AttractorConfig)
+        and model.couplings is CouplingsName.pairwise
+        and model.measure is MeasureName.sphere
+        and model.radius is None
+    )
+
+
+def _describe(model: ModelConfig) -> str:
+    if not isinstance(model, AttractorConfig):
+        return f"model={model.name}"
+    fields = f"couplings={model.couplings.value}, measure={model.measure.value}, radius={model.radius}"
+    return f"model={model.name} has {fields}"
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
@@ -71,7 +105,7 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
 
 
 def measure_networks(config: Config, splits: ImageSplits, tell: Tell) -> Results:
-    """Expansion in each network, trained and untrained, and in the theory's own layer on their tokens."""
+    """Expansion in each network and its controls, and in the theory's own layer on their tokens."""
     theory = _theory(config)
     found, tokens_of = [], {}
     for one in networks(config, splits, tell):
@@ -82,14 +116,16 @@ def measure_networks(config: Config, splits: ImageSplits, tell: Tell) -> Results
         row = {"name": one.label, "task": name, "error": one.choices[name].error}
         if isinstance(network, TransformerNetwork):
             assert isinstance(before, TransformerNetwork)
-            row |= {"kind": "transformer", "trained": expansion.transformer(network, batch)}
-            row |= {"untrained": expansion.transformer(before, batch)}
+            random = expansion.permuted(network, seed=config.seed)
+            row["kind"] = "transformer"
+            for state, seen in (("trained", network), ("permuted", random), ("untrained", before)):
+                row[state] = expansion.transformer(seen, batch, seed=config.seed)
         else:
             assert isinstance(network, AttractorNetwork)
             assert isinstance(before, AttractorNetwork)
-            random = expansion.shuffled(before, network, seed=config.seed)
+            drawn = expansion.shuffled(before, network, seed=config.seed)
             row |= {"kind": "bare", "trained": expansion.bare(network, batch)}
-            row |= {"untrained": expansion.bare(random, batch)}
+            row |= {"untrained": expansion.bare(drawn, batch)}
             tokens = network.encode(batch.original).flatten(0, 1)
             tokens_of[f"D = {tokens.shape[1]}"] = tokens
         found.append(row)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from attractor.baselines.transformer import Block
 from attractor.images import Corrupted
@@ -26,6 +27,7 @@ from attractor.theory.expansion import (
     deviations,
     expansion,
     explained,
+    gaussian_surrogate,
     linear_response,
 )
 from attractor.theory.log_normaliser import Discrete, attention_update
@@ -35,8 +37,13 @@ _PARTS = ("attention_norm", "queries_keys_values", "attention_out", "hidden_norm
 _TOKENS = 2000  # of the population in `weightless`
 
 
-def transformer(network: TransformerNetwork, corrupted: Corrupted) -> Results:
-    """The stages of every layer, in float64, on the corrupted images of its task; layers in order."""
+def transformer(network: TransformerNetwork, corrupted: Corrupted, *, seed: int) -> Results:
+    """The stages of every layer, in float64, on the corrupted images of its task; layers in order.
+
+    regression_share: of attention's output over tokens, what the moments of keys and values in each image
+    and head explain, as they would all of it for many Gaussian ones. surrogate_share: the same where keys
+    and values are as many Gaussian draws, by `seed`, under the same queries.
+    """
     module = deepcopy(network.module).double()
     seen: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     heads = 0
@@ -51,7 +58,8 @@ def transformer(network: TransformerNetwork, corrupted: Corrupted) -> Results:
         for _ in islice(module.predictions(x, mask), ITERATIONS):
             pass
     stages: dict[str, list[Results]] = defaultdict(list)
-    linear = []
+    generator = Generator().manual_seed(seed)
+    shares = []
     for layer in range(len(seen["attention_norm"])):
         (h, normed), (_, projected), (mixed, attended), (between, again), (_, fed) = (
             seen[part][layer] for part in _PARTS
@@ -60,10 +68,11 @@ def transformer(network: TransformerNetwork, corrupted: Corrupted) -> Results:
         stages["MLP"].append(_plain(expansion(between, between + fed)))
         stages["normalisation"].append(_plain(expansion(h, normed)))
         stages["normalisation before MLP"].append(_plain(expansion(between, again)))
-        linear.append(_gaussian_part(projected, mixed, heads))
+        shares.append(_shares(projected, mixed, heads, generator))
     return {
         "stages": dict(stages),
-        "gaussian_part": linear,
+        "regression_share": [share for share, _ in shares],
+        "surrogate_share": [share for _, share in shares],
         "stream": [_size(h) for h, _ in seen["attention_norm"]],
         "normalised": [_size(normed) for _, normed in seen["attention_norm"]],
     }
@@ -73,11 +82,28 @@ def _record(into: list[tuple[Tensor, Tensor]], module: nn.Module, given: Any, ou
     into.append((given[0], output))
 
 
-def _gaussian_part(projected: Tensor, mixed: Tensor, heads: int) -> float:
-    """The share of attention's output over tokens that keys and values of the same moments would give."""
+def _shares(projected: Tensor, mixed: Tensor, heads: int, generator: Generator) -> tuple[float, float]:
+    """See `transformer`; projected (B, N, 3 W), mixed (B, N, W)."""
     queries, keys, values = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
-    predicted = linear_response(queries / queries.shape[-1] ** 0.5, keys, values)
-    return explained(mixed, predicted.transpose(1, 2).flatten(2))
+    queries = queries / queries.shape[-1] ** 0.5
+    attended = mixed.unflatten(-1, (heads, -1)).transpose(1, 2)
+    share = explained(attended, linear_response(queries, keys, values))
+    pairs = zip(keys.unbind(1), values.unbind(1), strict=True)
+    drawn = [gaussian_surrogate(*pair, generator=generator) for pair in pairs]
+    keys, values = (torch.stack(heads_of, 1) for heads_of in zip(*drawn, strict=True))
+    attended = scaled_dot_product_attention(queries, keys, values, scale=1.0)
+    return share, explained(attended, linear_response(queries, keys, values))
+
+
+def permuted(network: TransformerNetwork, *, seed: int) -> TransformerNetwork:
+    """`network` with blocks that have learned nothing but sizes: every row of weights in random order."""
+    random = deepcopy(network)
+    generator = Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in random.module.blocks.parameters():
+            order = torch.rand(parameter.shape, generator=generator).argsort(-1).to(parameter.device)
+            parameter.copy_(parameter.gather(-1, order))
+    return random
 
 
 def bare(network: AttractorNetwork, corrupted: Corrupted) -> Results:
@@ -123,7 +149,6 @@ def weightless(tokens: Tensor, *, scales: list[float], seed: int) -> list[Result
 def _plain(found: Expansion) -> Results:
     return {
         "variance": found.variance,
-        "log_volume": found.log_volume,
         "distance": found.distance,
         "eigenvalues": found.eigenvalues.tolist(),
         "gains": found.gains.tolist(),

@@ -17,10 +17,10 @@ _SEEN = 1e-3  # smaller eigenvalues are not drawn: their slopes are noise
 
 
 def draw(results: Results, folder: Path) -> dict[str, Path]:
-    """log_normaliser.png: the theory on populations. expansion.png: the networks, first of each kind."""
+    """log_normaliser: the theory on populations; log_normaliser_expansion: networks, first of each kind."""
     drawn = {"log_normaliser": _theory(results, folder)}
     if results["networks"]:
-        drawn["expansion"] = _expansion(results, folder)
+        drawn["log_normaliser_expansion"] = _expansion(results, folder)
     return drawn
 
 
@@ -39,7 +39,7 @@ def _theory(results: Results, folder: Path) -> Path:
         _growth(axes[3], results["growth"])
         _bound(axes[4], results["bound"])
         _weightless(axes[5], results["weightless"])
-        _letter(axes)
+        _letter([panel for panel in axes if panel.has_data()])
         return save(figure, folder, "log_normaliser")
 
 
@@ -115,7 +115,10 @@ def _bound(axes: Axes, bound: Results) -> None:
 
 
 def _weightless(axes: Axes, populations: dict[str, list[Results]]) -> None:
-    rows = next(iter(populations.values()), [])
+    rows = next(iter(populations.values()), None)
+    if rows is None:  # no bare self-attention whose tokens they are
+        axes.set_axis_off()
+        return
     for row, colour, marker in zip(rows, MODEL_COLOURS, "os^", strict=False):
         style: Any = {"color": colour, "marker": marker, "markersize": 3, "linestyle": "none"}
         axes.plot(row["eigenvalues"], row["gains"], label=f"x {row['scale']:g}", **style)
@@ -144,16 +147,19 @@ def _expansion(results: Results, folder: Path) -> Path:
             _slopes(panels[1], row["trained"]["stages"]["attention"], "layer")
             panels[1].set_title("transformer; line: $1+\\lambda$")
             _sizes(panels[2], row)
-            _parts(panels[3], row)
+            _shares(panels[3], row)
         if "bare" in first:
             row = first["bare"]
             _ratios(panels[4], row, ("attention", "normalisation"), "iteration")
             panels[4].set_title("bare self-attention")
             _slopes(panels[5], row["trained"]["stages"]["attention"][:4], "iteration")
             panels[5].set_title("bare; line: $1+\\lambda$")
-        _letter(panels)
-        legend_below(figure, (panels[0],))
-        return save(figure, folder, "expansion")
+        shown = [panel for panel in panels if panel.has_data()]
+        for panel in panels:
+            panel.set_visible(panel in shown)
+        _letter(shown)
+        legend_below(figure, (panels[0], panels[4]))
+        return save(figure, folder, "log_normaliser_expansion")
 
 
 def _ratios(axes: Axes, row: Results, stages: tuple[str, ...], over: str) -> None:
@@ -201,12 +207,18 @@ def _sizes(axes: Axes, row: Results) -> None:
     _whole(axes)
 
 
-def _parts(axes: Axes, row: Results) -> None:
-    for state, line in (("trained", "-"), ("untrained", ":")):
-        values = row[state]["gaussian_part"]
-        style: Any = {"color": MODEL_COLOURS[0], "linestyle": line, "marker": "o", "markersize": 2.5}
-        axes.plot(range(1, len(values) + 1), values, label=state, **style)
-    axes.set(xlabel="layer", ylabel="explained share of attention", ylim=(0, 1.05))
+def _shares(axes: Axes, row: Results) -> None:
+    low = 0.0
+    for state, name, label, colour, line in (
+        ("trained", "regression_share", "trained", MODEL_COLOURS[0], "-"),
+        ("trained", "surrogate_share", "Gaussian surrogate of trained", "0.3", "--"),
+        ("untrained", "regression_share", "untrained", MODEL_COLOURS[0], ":"),
+    ):
+        values = row[state][name]
+        style: Any = {"color": colour, "linestyle": line, "marker": "o", "markersize": 2.5}
+        axes.plot(range(1, len(values) + 1), values, label=label, **style)
+        low = min(low, *values)
+    axes.set(xlabel="layer", ylabel="explained share of attention", ylim=(1.05 * low, 1.05))
     axes.set_title("$\\langle v\\rangle+\\mathrm{Cov}(v,k)\\,q$")
     axes.legend(frameon=False, loc="lower right")
     _whole(axes)

@@ -1,6 +1,7 @@
 """What the study of log-normalisers says: headline and table, from its results alone."""
 
 import math
+from collections.abc import Iterator
 from statistics import mean, median
 from typing import Any
 
@@ -15,25 +16,37 @@ _ENOUGH = 20.0
 
 def headline(results: Results) -> dict[str, float]:
     """The few numbers that sum it up; of networks, the mean over those of a kind."""
-    found = {"sampling_error_over_prediction": median(_ratios(results, few=False))}
+    ratios = _ratios(results, few=False)
+    found = {"sampling_error_over_prediction": median(ratios)} if ratios else {}
     for row in results["shapes"]:
         if row["shape"] in ("equilibrium", "Gaussian"):
             name = "exact" if row["shape"] == "equilibrium" else "softmax"
             moved = mean(seed[-1] for seed in row["start"])
             found[f"gaussian_moved_{name}_variance_{row['variance']:g}"] = moved
     found["bound_smallest_gap"] = results["bound"]["smallest_gap"]
-    for kind in ("transformer", "bare"):
-        networks = [row["trained"] for row in results["networks"] if row["kind"] == kind]
-        if not networks:
-            continue
+    for row_kind, state, networks in _kinds(results):
+        name = row_kind if state == "trained" else f"{row_kind}_{state}"
         for stage in ("attention", "normalisation"):
             values = [gain for row in networks for gain in _stage(row, stage, "variance")]
-            found[f"{kind}_{stage}_variance_ratio"] = math.exp(mean(map(math.log, values)))
-        found[f"{kind}_rank_correlation"] = mean(rank_correlation(step) for step in _attention(networks))
-    linear = [v for row in results["networks"] for v in row["trained"].get("gaussian_part", [])]
-    if linear:
-        found["transformer_gaussian_part"] = mean(linear)
+            found[f"{name}_{stage}_variance_ratio"] = math.exp(mean(map(math.log, values)))
+        found[f"{name}_rank_correlation"] = mean(rank_correlation(step) for step in _attention(networks))
+        found[f"{name}_directions_that_gain"] = mean(_gaining(step) for step in _attention(networks))
+        if row_kind == "transformer":
+            for share in ("regression_share", "surrogate_share"):
+                found[f"{name}_{share}"] = mean(v for row in networks for v in row[share])
     return found
+
+
+def _states(row: Results) -> list[str]:
+    return [state for state in ("trained", "permuted", "untrained") if state in row]
+
+
+def _kinds(results: Results) -> Iterator[tuple[str, str, list[Results]]]:
+    """Kind of network, state, and what was found in all such."""
+    for kind in ("transformer", "bare"):
+        rows = [row for row in results["networks"] if row["kind"] == kind]
+        for state in _states(rows[0]) if rows else ():
+            yield kind, state, [row[state] for row in rows]
 
 
 def table(results: Results) -> str:
@@ -83,25 +96,27 @@ def table(results: Results) -> str:
 
 def _network_lines(row: Results) -> list[str]:
     lines = [f"{row['name']}: {row['task']}, error {row['error']:.4f} on validation images"]
-    for state in ("trained", "untrained"):
+    for state in _states(row):
         found = row[state]
         for stage in found["stages"]:
             parts = [f"variance {_numbers(_stage(found, stage, 'variance'))}"]
-            parts.append(f"log-volume {_numbers(_stage(found, stage, 'log_volume'))}")
             parts.append(f"distance {_numbers(_stage(found, stage, 'distance'))}")
             lines.append(f"  {state}, {stage}: " + "; ".join(parts))
         attention = _attention([found])
-        shares = [mean(gain > 1 for gain in step["gains"]) for step in attention]
+        shares = [_gaining(step) for step in attention]
         lines.append(f"  {state}, share of directions that attention expands: {_numbers(shares)}")
         ranks = [rank_correlation(step) for step in attention]
         lines.append(f"  {state}, rank correlation of slope and eigenvalue: {_numbers(ranks)}")
         sizes = _numbers(found["stream"])
         lines.append(f"  {state}, total variance of the stream: {sizes}")
-        if "gaussian_part" in found:
+        if "normalised" in found:
             sizes = _numbers(found["normalised"])
             lines.append(f"  {state}, the same after normalisation: {sizes}")
-            part = _numbers(found["gaussian_part"])
-            lines.append(f"  {state}, share of attention that moments explain: {part}")
+            for name, words in (
+                ("regression_share", "attention"),
+                ("surrogate_share", "as many Gaussian draws"),
+            ):
+                lines.append(f"  {state}, share of {words} that moments explain: {_numbers(found[name])}")
     return lines
 
 
@@ -109,6 +124,12 @@ def rank_correlation(step: Results) -> float:
     """Spearman's, of slopes and eigenvalues of a stage: 1 if slopes are 1 + lambda, 0 for a single one."""
     slopes, eigenvalues = (torch.tensor(step[name]) for name in ("slopes", "eigenvalues"))
     return query_key.rank_correlation(slopes, eigenvalues) if len(slopes) > 1 else 0.0
+
+
+def _gaining(step: Results) -> float:
+    """The share of the directions whose gain is above 1."""
+    gains: list[float] = step["gains"]
+    return sum(gain > 1 for gain in gains) / len(gains)
 
 
 def _attention(networks: list[Results]) -> list[Results]:
@@ -132,4 +153,4 @@ def _ratios(results: Results, *, few: bool) -> list[float]:
             effective = draws * math.exp(-(row["strength"] ** 2))
             if (effective < _ENOUGH) == few:
                 found.append(error / predicted)
-    return found or [math.nan]
+    return found
