@@ -211,7 +211,7 @@ def _shares(axes: Axes, row: Results) -> None:
     low = 0.0
     for state, name, label, colour, line in (
         ("trained", "regression_share", "trained", MODEL_COLOURS[0], "-"),
-        ("trained", "surrogate_share", "Gaussian surrogate of trained", "0.3", "--"),
+        ("trained", "surrogate_share", "its Gaussian surrogate", "0.3", "--"),
         ("untrained", "regression_share", "untrained", MODEL_COLOURS[0], ":"),
     ):
         values = row[state][name]
@@ -220,7 +220,7 @@ def _shares(axes: Axes, row: Results) -> None:
         low = min(low, *values)
     axes.set(xlabel="layer", ylabel="explained share of attention", ylim=(1.05 * low, 1.05))
     axes.set_title("$\\langle v\\rangle+\\mathrm{Cov}(v,k)\\,q$")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
     _whole(axes)
 
 
