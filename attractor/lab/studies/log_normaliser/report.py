@@ -24,14 +24,14 @@ def headline(results: Results) -> dict[str, float]:
             moved = mean(seed[-1] for seed in row["start"])
             found[f"gaussian_moved_{name}_variance_{row['variance']:g}"] = moved
     found["bound_smallest_gap"] = results["bound"]["smallest_gap"]
-    for row_kind, state, networks in _kinds(results):
-        name = row_kind if state == "trained" else f"{row_kind}_{state}"
+    for kind, state, networks in _kinds(results):
+        name = kind if state == "trained" else f"{kind}_{state}"
         for stage in ("attention", "normalisation"):
             values = [gain for row in networks for gain in _stage(row, stage, "variance")]
             found[f"{name}_{stage}_variance_ratio"] = math.exp(mean(map(math.log, values)))
         found[f"{name}_rank_correlation"] = mean(rank_correlation(step) for step in _attention(networks))
         found[f"{name}_directions_that_gain"] = mean(_gaining(step) for step in _attention(networks))
-        if row_kind == "transformer":
+        if kind == "transformer":
             for share in ("regression_share", "surrogate_share"):
                 found[f"{name}_{share}"] = mean(v for row in networks for v in row[share])
     return found
