@@ -66,7 +66,7 @@ def study(config: Config, folder: RunFolder, processes: Processes | None = None)
             **measured,
         }
         folder.write_json("results.json", results)
-        tracker.summary(measured["headline"])
+        tracker.summary(measured["headline"] | {"seconds": seconds})
         if config.figures:
             tracker.images(module.draw(results, folder.figures))
         folder.say(module.table(results))

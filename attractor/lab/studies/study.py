@@ -12,7 +12,7 @@ Tell = Callable[[str], Any]  # what is being done now, for the progress bar
 
 
 class Study(Protocol):
-    """One module of this folder: the three functions that `run` needs of it."""
+    """One module of this folder: the four functions that `run` needs of it."""
 
     def check(self, config: Config) -> None:
         """Refuse values that cannot be used (ConfigError), before any work."""
