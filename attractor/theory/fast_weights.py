@@ -44,8 +44,8 @@ class FastWeights:
     Every form takes keys (B, T, D), values (B, T, Dv) and queries (B, T, D), of one floating-point type,
     and a state to go on from (an empty one unless given); token t is written before query t is read. Raises
     ValueError for shapes that cannot be multiplied, for a normaliser with features or a rule that do not
-    make it positive, for gates that do not fit the features or come with writing that depends on the memory,
-    and where an empty memory is read.
+    make it positive, for gates that do not fit the features, for gates of a rule that reads the memory to
+    write it, and where an empty memory is read.
     """
 
     def __init__(

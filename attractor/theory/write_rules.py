@@ -107,9 +107,9 @@ def matched_bias(retention: float, dim: int) -> float:
 
         E[log sigmoid(sqrt(D) t + b)] = log gamma,      t = cos(theta), density sin(theta)^(D-2)
 
-    for uniform unit keys k and |w| = sqrt(D), D >= 2: fields of variance 1. A pair of age a weighs the product
-    of a independent gates, whose logarithm tends to a E[log g] with large a: the geometric mean, not the mean,
-    sets how far back the memory reaches. Solved by quadrature and bisection, to rounding.
+    for uniform unit keys k and |w| = sqrt(D), D >= 2: fields of variance 1. A pair of age a weighs the
+    product of a independent gates, whose logarithm tends to a E[log g] with large a: the geometric mean,
+    not the mean, sets how far back the memory reaches. Solved by quadrature and bisection, to rounding.
     """
     if not 0 < retention < 1 or dim < 2:
         raise ValueError(f"retention must be between 0 and 1 and dim 2 or more, got {retention} and {dim}")

@@ -300,7 +300,7 @@ def test_a_normaliser_that_may_vanish_is_refused() -> None:
 
 
 def test_a_gated_delta_rule_is_refused() -> None:
-    """`written` solves for all tokens at once without gates: the parallel form would differ from the others."""
+    """`written` solves for all tokens at once without gates: the forms would differ from each other."""
 
     class GatedDelta(Delta):
         def gates(self, keys: Tensor) -> Tensor | None:
