@@ -14,8 +14,9 @@ Delta: each later key k' multiplies M by I - eta k' k'^T, and so the weight of a
 the mean: q after a of them. Read M k from its end: the query k goes through these matrices, newest first,
 and at each token its part along that key, 1/D of its square, returns eta^2 of that token's value, while r
 of the square goes on. The a later tokens return eta^2/D sum_j r^j = eta/(2 - eta) (1 - r^a). The own token
-takes eta (2 - eta) q^2 from the square, and the earlier ones return what is left of it in the same way. For
-eta = 1 and P to infinity the cosine is q itself; for eta to 0 it is Hebb's.
+takes eta (2 - eta) q^2 from the square, and the earlier ones return what is left of it in the same way.
+With P to infinity the cosine of the newest pair is sqrt(eta (2 - eta)), and for eta = 1 that of every pair
+is q; with eta to 0 it is Hebb's.
 """
 
 import math

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, legend_below, save
 
 _COLOURS = dict(zip(("hebbian", "decay", "gate"), MODEL_COLOURS, strict=False))
-_DELTA = ("#CC79A7", "#8C3F6B", "#4A1036")  # of the delta rule, darker with every further rate
+_DELTA = ("#CC79A7", "#882255", "#8C7BC8")  # of the delta rule, one rate after the other
 _WORDS = {
     "hebbian": "Hebbian",
     "decay": "decay",
@@ -47,7 +47,7 @@ def _styles(rules: Iterable[str]) -> dict[str, Any]:
             styles[rule] = {"color": next(shades), "label": rf"delta rule, $\eta$ = {rate}", "marker": "s"}
         else:
             styles[rule] = {"color": _COLOURS[rule], "label": _WORDS[rule], "marker": "o"}
-        styles[rule]["markersize"] = 2
+        styles[rule] |= {"markersize": 2, "linestyle": "--" if rule == "gate" else "-"}
     return styles
 
 
@@ -60,7 +60,10 @@ def _band(axes: Axes, x: Any, curve: dict[str, Any], **style: Any) -> None:
 
 
 def _retrieval(results: dict[str, Any], folder: Path) -> Path:
-    """Cosine, with predictions, above accuracy; a column for each separation."""
+    """Cosine, with predictions, above accuracy; a column for each separation.
+
+    Of the delta rule the first two rates, so that the lines can be told apart; the table has all.
+    """
     found, dim = results["retrieval"], results["dim"]
     separations = [name for name in found["curves"] if name != "softmax"]
     load = np.array(found["stored"]) / dim
@@ -72,8 +75,11 @@ def _retrieval(results: dict[str, Any], folder: Path) -> Path:
         for axes, kind in zip(column, ("cosine", "accuracy"), strict=True):
             softmax = found["curves"]["softmax"]["all pairs kept"][kind]["mean"]
             axes.plot(load, softmax, label=_WORDS["softmax"], **_GREY)
-            for rule, style in _styles(found["curves"][separation]).items():
-                _band(axes, load, found["curves"][separation][rule][kind], **style)
+            curves = found["curves"][separation]
+            left_out = [rule for rule in curves if rule.startswith("delta")][2:]
+            for rule, style in _styles(curves).items():
+                if rule not in left_out:
+                    _band(axes, load, curves[rule][kind], **style)
         if separation in found["predicted"]:
             dotted: Any = {"color": "black", "linestyle": ":", "linewidth": 1.0, "zorder": 5}
             column[0].plot(load, found["predicted"][separation], label="Hebbian, predicted", **dotted)
