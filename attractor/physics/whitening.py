@@ -4,8 +4,8 @@
 
     L^T (G + ridge I) L = I,      L L^T = (G + ridge I)^+
 
-x -> L^T x whitens tokens of covariance G. r is the rank: with a ridge it is D, without one directions in
-which G is zero to rounding are left out, so that L L^T is the pseudo-inverse.
+x -> L^T x whitens tokens of covariance G. r is the rank: with a ridge above rounding it is D, without one
+directions in which G is zero to rounding are left out, so that L L^T is the pseudo-inverse.
 """
 
 from dataclasses import dataclass

@@ -24,7 +24,6 @@ from attractor.lab.studies.ols_attention.descent import Descent, Regime, regimes
 from attractor.lab.studies.ols_attention.figure import TITLES, draw_figure
 from attractor.lab.studies.ols_attention.measures import (
     controls,
-    cosine,
     flatness,
     gains,
     label_overlap,
@@ -35,6 +34,7 @@ from attractor.lab.studies.ols_attention.measures import (
 from attractor.lab.studies.ols_attention.problem import Problem, build_problem
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.ols_attention import LinearTransformer, best_similarity, least_squares_layer
+from attractor.theory.query_key import cosine
 
 
 def check(config: Config) -> None:

@@ -8,11 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.lab.studies.ols_attention.problem import Problem
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """<a, b> / (|a| |b|) of two matrices as vectors."""
-    return float((a * b).sum() / (a.norm() * b.norm()))
+from attractor.theory.query_key import cosine
 
 
 def whitened(problem: Problem, similarity: Tensor) -> Tensor:
