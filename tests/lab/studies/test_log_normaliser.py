@@ -135,6 +135,14 @@ def test_other_networks_are_refused(
     log_normaliser.check(given)
 
 
+def test_a_single_token_is_refused(make_config: Callable[..., Config], splits: ImageSplits) -> None:
+    """Once the images are there, whose side says so; else measuring would fail after training."""
+    config = make_config(*SMALL, "data=synthetic", f"model.patch={splits.side}")
+    with pytest.raises(ConfigError, match=f"model.patch is {splits.side}"):
+        log_normaliser.check_data(config, splits)
+    log_normaliser.check_data(make_config(*SMALL, "data=synthetic"), splits)
+
+
 def test_runs_of_other_networks_are_refused(
     make_config: Callable[..., Config],
     tiny: tuple[str, ...],

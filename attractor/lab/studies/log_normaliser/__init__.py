@@ -22,11 +22,11 @@ from attractor.lab.studies.config import LogNormaliserConfig
 from attractor.lab.studies.log_normaliser import expansion, populations
 from attractor.lab.studies.log_normaliser.figures import draw
 from attractor.lab.studies.log_normaliser.report import headline, table
-from attractor.lab.studies.networks import check_networks, load, networks
+from attractor.lab.studies.networks import check_networks, networks
 from attractor.lab.studies.study import Results, Tell
 from attractor.lab.transformers import TransformerNetwork
 
-__all__ = ["check", "draw", "measure", "table"]
+__all__ = ["check", "check_data", "draw", "measure", "table"]
 
 # of repetitions a standard deviation is taken, and fewer particles are no population
 _LEAST = {"repetitions": 2, "particles": 10, "iterations": 1, "seeds": 1, "images": 1}
@@ -41,19 +41,27 @@ def check(config: Config) -> None:
             raise ConfigError(f"theory.{name} is {getattr(theory, name)}; it must be {least} or more")
     if not theory.draws or min(theory.draws) < 1:
         raise ConfigError(f"theory.draws is {theory.draws}; give numbers of draws, each 1 or more")
-    check_networks(config)
-    if not theory.runs and not _is_bare(config.model):
+    runs = check_networks(config)
+    if not runs and not _is_bare(config.model):
         raise ConfigError(
             f"the study trains bare self-attention on the sphere, and {_describe(config.model)}; leave "
             "model as it is, or give theory.runs"
         )
-    for folder in theory.runs:
-        model = load(folder, data=config.data.name).config.model
+    for folder, run in zip(theory.runs, runs, strict=True):
+        model = run.config.model
         if isinstance(model, AttractorConfig) and not _is_bare(model):
             raise ConfigError(
                 f"{folder}: {_describe(model)}; the study measures bare self-attention on the sphere and "
                 "transformers"
             )
+
+
+def check_data(config: Config, splits: ImageSplits) -> None:
+    """Refuse networks of a single token, which is no cloud."""
+    if not _theory(config).runs and config.model.patch == splits.side:
+        raise ConfigError(
+            f"model.patch is {splits.side}, which makes an image one token; use a smaller one"
+        )
 
 
 def _is_bare(model: ModelConfig) -> bool:
