@@ -1,4 +1,4 @@
-"""Plant errors in attractor/physics one by one, and require that tests/physics sees every one.
+"""Plant errors in the physics and the theory one by one, and require that their own tests see every one.
 
     uv run python scripts/mutants.py            # all; exit code 1 if one survives
     uv run python scripts/mutants.py force psi  # those whose reason contains a word
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PHYSICS = Path("attractor/physics")
 WORKERS = 2
 TIMEOUT = 600  # seconds; a sampler that never accepts runs for ever
 
@@ -34,12 +33,17 @@ if not Path(attractor.physics.__file__).is_relative_to(Path(__file__).parent):
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old`, which must occur exactly once in the file, becomes `new`."""
+    """`old`, which must occur exactly once in attractor/`part`/`file`, becomes `new`."""
 
     file: str
     old: str
     new: str
     why: str
+    part: str = "physics"  # tests/`part` must see it
+
+    @property
+    def path(self) -> Path:
+        return Path("attractor") / self.part / self.file
 
 
 MUTANTS = [
@@ -462,28 +466,136 @@ MUTANTS = [
 ]
 
 
+MUTANTS += [
+    Mutant(file, old, new, f"theory: {why}", part)
+    for part, file, old, new, why in (
+        (
+            "physics",
+            "whitening.py",
+            "self.values.rsqrt()",
+            "1 / self.values",
+            "whitening by the inverse, not its root",
+        ),
+        (
+            "physics",
+            "whitening.py",
+            "kept = values > rounding * scale",
+            "kept = values > 0",
+            "rounding is inverted",
+        ),
+        (
+            "physics",
+            "whitened.py",
+            "blocks @ (right if transposed else right.mT)",
+            "blocks @ right",
+            "J = L A L, a transpose lost",
+        ),
+        (
+            "theory",
+            "ols_attention.py",
+            "found.vectors * ((found.values + ridge).sqrt() / found.values)",
+            "whitening",
+            "with a ridge L in all three places shrinks twice",
+        ),
+        (
+            "theory",
+            "ols_attention.py",
+            "square + (fourth - square) / context",
+            "square",
+            "a short context asks for no ridge",
+        ),
+        (
+            "theory",
+            "feature_maps.py",
+            "(math.factorial(self.degree) / repeats).sqrt()",
+            "(math.factorial(self.degree) / repeats)",
+            "multinomial weight without its root",
+        ),
+        (
+            "theory",
+            "feature_maps.py",
+            "(scaled * scaled).sum(-1, keepdim=True) / 2",
+            "(scaled * scaled).sum(-1, keepdim=True)",
+            "random features of another kernel",
+        ),
+        (
+            "theory",
+            "fast_weights.py",
+            "return (asked @ phi.mT).tril()",
+            "return (asked @ phi.mT).tril(-1)",
+            "token t is read before it is written",
+        ),
+        (
+            "theory",
+            "fast_weights.py",
+            "kept = asked if gates is None else asked * gates.cumprod(1)",
+            "kept = asked",
+            "what came before a chunk does not fade",
+        ),
+        ("theory", "sign_network.py", "memory.fill_diagonal_(0)", "memory", "spins that hold themselves"),
+        (
+            "theory",
+            "log_normaliser.py",
+            "(self.points.attention(eta) * self._quadratics(eta)).sum(",
+            "(self.points.log_weights.exp() * self._quadratics(eta)).sum(",
+            "a bound by weights that ignore eta",
+        ),
+        (
+            "theory",
+            "log_normaliser.py",
+            "return -per_draw * shift, per_draw",
+            "return per_draw * shift, per_draw",
+            "bias away from the mean",
+        ),
+        ("theory", "renormalisation.py", "found.power(-0.5)", "found.power(-1)", "renormalised twice"),
+        (
+            "theory",
+            "query_key.py",
+            "coefficients @ blocks[i, others].mT",
+            "coefficients @ blocks[i, others]",
+            "Schur complement without its transpose",
+        ),
+        ("baselines", "similarities.py", "alpha=-0.5", "alpha=-1.0", "the fine for long keys is doubled"),
+        (
+            "baselines",
+            "separations.py",
+            "return scores**self.power",
+            "return scores.abs()**self.power",
+            "odd powers lose the sign",
+        ),
+        (
+            "baselines",
+            "universal.py",
+            "return total.div_(weights.sum(-1, keepdim=True)) if normalised else total",
+            "return total",
+            "a sum of images for their mean",
+        ),
+    )
+]
+
+
 def plant(mutant: Mutant) -> str:
     """The mutated text of the file. Raises ValueError unless the old text occurs exactly once."""
-    text = (ROOT / PHYSICS / mutant.file).read_text(encoding="utf-8")
+    text = (ROOT / mutant.path).read_text(encoding="utf-8")
     found = text.count(mutant.old)
     if found != 1:
         raise ValueError(f"{mutant.file}: {mutant.old!r} occurs {found} times, expected 1; {mutant.why}")
     return text.replace(mutant.old, mutant.new)
 
 
-def judge(mutant: Mutant | None) -> tuple[str, float]:
-    """'passed', 'killed by TEST' or 'defect ...': the tests on a copy with the mutant (None: as it is)."""
+def judge(mutant: Mutant | None, part: str) -> tuple[str, float]:
+    """'passed', 'killed by TEST' or 'defect ...': tests/`part` on a copy with the mutant, if any."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Path(folder)
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "attractor", copy / "attractor", ignore=ignore)
-        shutil.copytree(ROOT / "tests/physics", copy / "tests/physics", ignore=ignore)
+        shutil.copytree(ROOT / "tests" / part, copy / "tests" / part, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", copy)
         (copy / "conftest.py").write_text(GUARD, encoding="utf-8")
-        files = sorted((copy / "tests/physics").glob("test_*.py"))
+        files = sorted((copy / "tests" / part).glob("test_*.py"))
         if mutant is not None:
-            (copy / PHYSICS / mutant.file).write_text(plant(mutant), encoding="utf-8")
+            (copy / mutant.path).write_text(plant(mutant), encoding="utf-8")
             # the tests of the mutated file first: most mutants die there
             own = {f"test_{Path(mutant.file).stem}"}
             if mutant.file.startswith("kernels/"):
@@ -521,16 +633,19 @@ def main(words: list[str]) -> int:
     if not mutants:
         print(f"no mutant mentions any of {words}")
         return 1
-    verdict, seconds = judge(None)
-    print(f"unmutated copy: {verdict} ({seconds:.0f} s)", flush=True)
-    if verdict != "passed":
-        return 1
+    for part in dict.fromkeys(mutant.part for mutant in mutants):
+        verdict, seconds = judge(None, part)
+        print(f"unmutated copy, tests/{part}: {verdict} ({seconds:.0f} s)", flush=True)
+        if verdict != "passed":
+            return 1
     bad = 0
     with ThreadPoolExecutor(WORKERS) as pool:
-        for mutant, (verdict, seconds) in zip(mutants, pool.map(judge, mutants), strict=True):
+        for mutant, (verdict, seconds) in zip(
+            mutants, pool.map(lambda m: judge(m, m.part), mutants), strict=True
+        ):
             verdict = "SURVIVED" if verdict == "passed" else verdict
             bad += not verdict.startswith("killed")
-            print(f"{seconds:5.0f} s  {mutant.file:14} {mutant.why:70} {verdict}", flush=True)
+            print(f"{seconds:5.0f} s  {mutant.file:18} {mutant.why:70} {verdict}", flush=True)
     print(f"{len(mutants) - bad} of {len(mutants)} mutants killed")
     return 1 if bad else 0
 

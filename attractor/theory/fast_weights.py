@@ -44,7 +44,8 @@ class FastWeights:
     Every form takes keys (B, T, D), values (B, T, Dv) and queries (B, T, D), of one floating-point type,
     and a state to go on from (an empty one unless given); token t is written before query t is read. Raises
     ValueError for shapes that cannot be multiplied, for a normaliser with features or a rule that do not
-    make it positive, for gates that do not fit the features, and where an empty memory is read.
+    make it positive, for gates that do not fit the features, for gates of a rule that reads the memory to
+    write it, and where an empty memory is read.
     """
 
     def __init__(
@@ -147,6 +148,11 @@ class FastWeights:
 
     def _gates(self, keys: Tensor) -> Tensor | None:
         gates = self.rule.gates(keys)
+        if gates is not None and not self.rule.sums:
+            raise ValueError(
+                f"the {type(self.rule).__name__} rule has gates and writes what depends on the memory; the "
+                "parallel form would solve for it as if nothing were forgotten: use a rule with one of both"
+            )
         if gates is not None and gates.shape[-1] not in (1, self.features):
             raise ValueError(
                 f"gates are {tuple(gates.shape)}, expected one for all features, or one for each of the "

@@ -6,14 +6,17 @@ weights, which are orthogonal to it: the cosine of readout and value is signal /
 
     Hebbian, any kernel    noise^2 / signal^2 = (P - 1) c,     c = E[kernel(k, k')^2] / kernel(k, k)^2
     decay, age a           (1/D) sum_{s != a} gamma^(2s - 2a),  s = 0 .. P - 1
-    delta with rate 1      signal = q,  noise^2 = (1 - q) + (1 - p) q (1 - q),
-                           q = (1 - 1/D)^a,  p = (1 - 1/D)^(P - 1 - a)
+    delta, rate eta, age a signal = eta q,
+                           noise^2 = eta/(2 - eta) ((1 - r^a) + (1 - r^(P-1-a)) (r^a - eta (2 - eta) q^2)),
+                           q = (1 - eta/D)^a,  r = 1 - eta (2 - eta)/D
 
-Delta: each later key k' takes the part of M along k' away, M (I - k' k'^T), and so 1/D of the weight of an
-old pair, whose signal is q in the mean. Later values are written along k', which has k in it: the sum of
-(1/D) (1 - 1/D)^j over the a later ones is 1 - q. Earlier values are taken from k when it is written, and
-come back as far as later keys turn k away from itself, q - q^2, times what is left of them, 1 - p. With
-p = 0 the cosine is q itself.
+Delta: each later key k' multiplies M by I - eta k' k'^T, and so the weight of an old pair by 1 - eta/D in
+the mean: q after a of them. Read M k from its end: the query k goes through these matrices, newest first,
+and at each token its part along that key, 1/D of its square, returns eta^2 of that token's value, while r
+of the square goes on. The a later tokens return eta^2/D sum_j r^j = eta/(2 - eta) (1 - r^a). The own token
+takes eta (2 - eta) q^2 from the square, and the earlier ones return what is left of it in the same way.
+With P to infinity the cosine of the newest pair is sqrt(eta (2 - eta)), and for eta = 1 that of every pair
+is q; with eta to 0 it is Hebb's.
 """
 
 import math
@@ -45,7 +48,10 @@ def decayed_noise(retention: float, age: int, *, pairs: int, dim: int) -> float:
     return sum(retention ** (2 * (s - age)) for s in range(pairs) if s != age) / dim
 
 
-def overwritten_noise(age: int, *, pairs: int, dim: int) -> float:
-    """The same under the delta rule with rate 1."""
-    q, p = (1 - 1 / dim) ** age, (1 - 1 / dim) ** (pairs - 1 - age)
-    return ((1 - q) + (1 - p) * q * (1 - q)) / (q * q)
+def overwritten_noise(age: int, *, rate: float, pairs: int, dim: int) -> float:
+    """The same under the delta rule, 0 < rate < 2."""
+    taken = rate * (2 - rate)
+    signal, left = rate * (1 - rate / dim) ** age, (1 - taken / dim) ** age
+    earlier = 1 - (1 - taken / dim) ** (pairs - 1 - age)
+    noise = rate / (2 - rate) * (1 - left + earlier * (left - taken * (signal / rate) ** 2))
+    return noise / signal**2

@@ -15,18 +15,21 @@ arXiv 2312.06635 (gates; theirs depend on the token x_t that k_t is a projection
 al. 2024, arXiv 2406.06484 (the delta rule as a triangular system).
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 class WriteRule(Protocol):
     """What is kept of the memory when a token comes, and what is written for it.
 
     `sums`: the memory is a sum of values with weights that are positive where features are, so that Z is
-    the sum of those weights and a readout may be divided by it.
+    the sum of those weights and a readout may be divided by it. False where u_t depends on the memory; such
+    a rule has no gates, since `written` solves for all u_t at once without them.
     """
 
     sums: bool
@@ -97,6 +100,30 @@ def sigmoid_gates(weights: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
             f"weights {tuple(weights.shape)} and bias {tuple(bias.shape)}, expected (G, D) and (G,)"
         )
     return lambda keys: torch.sigmoid(keys @ weights.T + bias)
+
+
+def matched_bias(retention: float, dim: int) -> float:
+    """The bias b of a gate sigmoid(w . k + b) whose geometric mean is `retention` = gamma.
+
+        E[log sigmoid(sqrt(D) t + b)] = log gamma,      t = cos(theta), density sin(theta)^(D-2)
+
+    for uniform unit keys k and |w| = sqrt(D), D >= 2: fields of variance 1. A pair of age a weighs the
+    product of a independent gates, whose logarithm tends to a E[log g] with large a: the geometric mean,
+    not the mean, sets how far back the memory reaches. Solved by quadrature and bisection, to rounding.
+    """
+    if not 0 < retention < 1 or dim < 2:
+        raise ValueError(f"retention must be between 0 and 1 and dim 2 or more, got {retention} and {dim}")
+    nodes = 512  # of a periodic integrand
+    theta = (torch.arange(nodes, dtype=torch.float64) + 0.5) * math.pi / nodes
+    weights = theta.sin() ** (dim - 2)
+    fields = math.sqrt(dim) * theta.cos()
+    middle = math.log(retention) - math.log1p(-retention)
+    low, high = middle - math.sqrt(dim), middle + math.sqrt(dim)  # all gates below, all above gamma
+    for _ in range(60):
+        bias = (low + high) / 2
+        mean = (weights * logsigmoid(fields + bias)).sum() / weights.sum()
+        low, high = (bias, high) if mean < math.log(retention) else (low, bias)
+    return (low + high) / 2
 
 
 class Delta(WriteRule):

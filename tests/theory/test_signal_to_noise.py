@@ -63,7 +63,10 @@ def test_the_hebbian_cosine(degree: int) -> None:
     [
         (Decay(1.0), lambda age: decayed_noise(1.0, age, pairs=PAIRS, dim=DIM)),
         (Decay(0.95), lambda age: decayed_noise(0.95, age, pairs=PAIRS, dim=DIM)),
-        (Delta(), lambda age: overwritten_noise(age, pairs=PAIRS, dim=DIM)),
+        (Delta(), lambda age: overwritten_noise(age, rate=1.0, pairs=PAIRS, dim=DIM)),
+        (Delta(0.5), lambda age: overwritten_noise(age, rate=0.5, pairs=PAIRS, dim=DIM)),
+        (Delta(0.1), lambda age: overwritten_noise(age, rate=0.1, pairs=PAIRS, dim=DIM)),
+        (Delta(1.6), lambda age: overwritten_noise(age, rate=1.6, pairs=PAIRS, dim=DIM)),
     ],
 )
 def test_forgetting_curves(rule: WriteRule, noise) -> None:
@@ -72,3 +75,18 @@ def test_forgetting_curves(rule: WriteRule, noise) -> None:
     predicted = np.array([cosine(noise(age)) for age in range(PAIRS)])
     # 300 cosines of deviation up to 1/sqrt(D) each, four standard errors, and corrections of order 1/D
     np.testing.assert_allclose(measured, predicted, atol=4 / math.sqrt(DIM * SEQUENCES) + 0.5 / DIM)
+
+
+@pytest.mark.parametrize("age", [0, 7, PAIRS - 1])
+def test_limits_of_the_rate_of_the_delta_rule(age: int) -> None:
+    """At a rate of 1 the newest pair has no noise; to a rate of 0 the delta rule is Hebb's.
+
+    Of infinitely many pairs the newest comes back with a cosine of sqrt(eta (2 - eta)).
+    """
+    assert overwritten_noise(0, rate=1.0, pairs=PAIRS, dim=DIM) == pytest.approx(0, abs=1e-15)
+    for rate in (0.1, 0.3, 1.6):
+        newest = cosine(overwritten_noise(0, rate=rate, pairs=10**6, dim=DIM))
+        assert newest == pytest.approx(math.sqrt(rate * (2 - rate)), rel=1e-12)
+    slow = overwritten_noise(age, rate=1e-7, pairs=PAIRS, dim=DIM)
+    # relative corrections of rate P / D, and differences of 1 and 1 - 1e-9
+    assert slow == pytest.approx(decayed_noise(1.0, age, pairs=PAIRS, dim=DIM), rel=1e-5)

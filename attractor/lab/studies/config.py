@@ -62,7 +62,8 @@ class FastWeightsConfig(TheoryConfig):
     stored: list[int] = field(default_factory=list)  # numbers of pairs
     separations: list[str] = field(default_factory=list)  # names in SEPARATIONS
     rules: list[str] = field(default_factory=list)  # names in RULES
-    retention: float = MISSING  # gamma of the decay, and about the mean of the random gate
+    delta_rates: list[float] = field(default_factory=list)  # eta of the rule "delta", measured at each
+    retention: float = MISSING  # gamma of the decay, and the geometric mean of the random gate
     inverse_temperature: float = MISSING  # beta of the softmax and of its random features
     random_features: int = MISSING
     rounds: int = MISSING  # in which every key is written again

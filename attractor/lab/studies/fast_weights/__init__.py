@@ -5,7 +5,8 @@ Retrieval against the number of stored pairs for every write rule and separation
 is drawn `theory.seeds` times; images of the training set are the values of the normaliser's part.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,75 +14,82 @@ import torch
 from attractor.images import ImageSplits
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError, configuring
-from attractor.lab.report import with_deviation
 from attractor.lab.studies.config import FastWeightsConfig
 from attractor.lab.studies.fast_weights import memory
+from attractor.lab.studies.fast_weights.choices import RULES, SEPARATIONS, delta_name
 from attractor.lab.studies.fast_weights.figures import draw
-from attractor.lab.studies.fast_weights.retrieval import (
-    RULES,
-    SEPARATIONS,
-    forgetting,
-    generators,
-    retrieval,
-    summary,
-)
+from attractor.lab.studies.fast_weights.report import headline, table
+from attractor.lab.studies.fast_weights.retrieval import forgetting, generators, retrieval, summary
 from attractor.lab.studies.fast_weights.rewriting import normaliser, overwriting
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.sign_network import CRITICAL_LOAD, SignNetwork, overlap, random_patterns
-from attractor.theory.write_rules import Decay
 
 __all__ = ["check", "draw", "measure", "table"]  # a `study.Study`
 
 RETRIEVED = 0.95  # overlap of a pattern that counts as retrieved
+_LEAST = {
+    "seeds": 1,
+    "dim": 4,
+    "sequences": 1,
+    "random_features": 1,
+    "rounds": 1,
+    "patterns": 1,
+    "chunk": 2,
+}
+# exp(-beta) of two random features of unit tokens is far from underflow, with what a normal projection adds
+_COLDEST = 100.0
 
 
 def check(config: Config) -> None:
-    """Refuse names, numbers and sizes that cannot be used."""
+    """Refuse names, numbers and sizes that cannot be used: every field, before any work."""
     theory = _theory(config)
-    for field, given, known in (
-        ("separations", theory.separations, SEPARATIONS),
-        ("rules", theory.rules, RULES),
-    ):
-        if unknown := [name for name in given if name not in known]:
-            raise ConfigError(f"theory.{field} has {', '.join(unknown)}; known are {', '.join(known)}")
-    for field, least in (
-        ("seeds", 1),
-        ("dim", 4),
-        ("sequences", 1),
-        ("random_features", 1),
-        ("rounds", 1),
-        ("patterns", 1),
-        ("chunk", 2),
-    ):
+    _check_names("separations", theory.separations, SEPARATIONS)
+    _check_names("rules", theory.rules, RULES)
+    for field, least in _LEAST.items():
         if getattr(theory, field) < least:
             raise ConfigError(f"theory.{field} is {getattr(theory, field)}; it must be at least {least}")
-    for field, numbers in (
-        ("stored", theory.stored),
-        ("neurons", theory.neurons),
-        ("loads", theory.loads),
-        ("lengths", theory.lengths),
-    ):
-        _check_ascending(field, numbers)
+    for field in ("stored", "neurons", "loads", "lengths"):
+        _check_ascending(field, getattr(theory, field))
     if theory.neurons[0] < 2 or theory.stored[0] < 2 or theory.lengths[0] < 2:
         raise ConfigError("theory.stored, theory.neurons and theory.lengths start at 2 or more")
     if round(theory.loads[0] * theory.neurons[0]) < 1:
         raise ConfigError(
             f"theory.loads: {theory.loads[0]} of {theory.neurons[0]} neurons is no pattern; use more"
         )
-    if not 0 < theory.retention < 1 or not 0 < theory.inverse_temperature < float("inf"):
+    _check_rates(theory.delta_rates)
+    if not 0 < theory.retention < 1:
+        raise ConfigError(f"theory.retention is {theory.retention}; it must be between 0 and 1")
+    if not 0 < theory.inverse_temperature <= _COLDEST:
         raise ConfigError(
-            f"theory.retention is {theory.retention} and theory.inverse_temperature "
-            f"{theory.inverse_temperature}; one is between 0 and 1, the other positive"
+            f"theory.inverse_temperature is {theory.inverse_temperature}; it must be positive and at most "
+            f"{_COLDEST:g}, above which random features may underflow"
         )
     with configuring():
-        Decay(theory.retention)
         for name in theory.separations:
             SEPARATIONS[name](theory, torch.Generator()).features(theory.dim)
 
 
+def _check_names(field: str, given: Sequence[str], known: Collection[str]) -> None:
+    """Some names, all of them known, each once."""
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigError(f"theory.{field} has {', '.join(unknown)}; known are {', '.join(known)}")
+    if not given or len(set(given)) < len(given):
+        raise ConfigError(f"theory.{field} is {list(given)}; name at least one, and each once")
+
+
 def _check_ascending(field: str, numbers: Sequence[float]) -> None:
-    if not numbers or list(numbers) != sorted(set(numbers)) or not numbers[0] > 0:
-        raise ConfigError(f"theory.{field} is {list(numbers)}; use positive numbers, ascending")
+    usable = numbers and all(math.isfinite(number) and number > 0 for number in numbers)
+    if not usable or list(numbers) != sorted(set(numbers)):
+        raise ConfigError(f"theory.{field} is {list(numbers)}; use positive, finite numbers, ascending")
+
+
+def _check_rates(rates: Sequence[float]) -> None:
+    names = {delta_name(rate) for rate in rates}
+    if not rates or len(names) < len(rates) or not all(0 < rate < 2 for rate in rates):
+        raise ConfigError(
+            f"theory.delta_rates is {list(rates)}; use different rates between 0 and 2, from where on the "
+            "delta rule diverges"
+        )
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
@@ -97,7 +105,7 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     normalised = normaliser(theory, splits.train, config.seed)
     tell("memory and time")
     held = memory.measure(theory, config.seed)
-    return {
+    results: Results = {
         "dim": theory.dim,
         "seeds": theory.seeds,
         "inverse_temperature": theory.inverse_temperature,
@@ -107,8 +115,8 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
         "overwriting": written,
         "normaliser": normalised,
         "memory": held,
-        "headline": _headline(found, signs, written, held),
     }
+    return results | {"headline": headline(results)}
 
 
 def _sign_networks(config: FastWeightsConfig, seed: int, tell: Tell) -> dict[str, Any]:
@@ -127,7 +135,12 @@ def _sign_networks(config: FastWeightsConfig, seed: int, tell: Tell) -> dict[str
             shares.append(share)
             crossings.append([_crossing(config.loads, share)])
         curves[str(neurons)] = {"retrieved": summary(shares), "half": summary(crossings)}
-    return {"loads": list(config.loads), "critical": CRITICAL_LOAD, "curves": curves}
+    return {
+        "loads": list(config.loads),
+        "critical": CRITICAL_LOAD,
+        "threshold": RETRIEVED,
+        "curves": curves,
+    }
 
 
 def _crossing(loads: Sequence[float], share: Sequence[float]) -> float:
@@ -137,91 +150,6 @@ def _crossing(loads: Sequence[float], share: Sequence[float]) -> float:
             part = (share[i - 1] - 0.5) / (share[i - 1] - share[i])
             return loads[i - 1] + part * (loads[i] - loads[i - 1])
     return float("nan")
-
-
-def _headline(
-    found: dict[str, Any], signs: dict[str, Any], written: dict[str, Any], held: dict[str, Any]
-) -> dict[str, float]:
-    headline = {}
-    for separation, rules in found["curves"].items():
-        for rule, curves in rules.items():
-            if rule in ("hebbian", "all pairs kept"):
-                headline[f"accuracy of {separation} at P = {found['stored'][-1]}"] = curves["accuracy"][
-                    "mean"
-                ][-1]
-    largest, curve = list(signs["curves"].items())[-1]
-    if curve["half"]["mean"][0] is not None:
-        headline[f"half-retrieval load at N = {largest}"] = curve["half"]["mean"][0]
-    for name, curves in written["curves"].items():
-        headline[f"newest value, {name}"] = curves["newest"]["mean"][-1]
-    for name, form in held["forms"].items():
-        headline[f"growth of {name} memory with T"] = form["peak"][-1] / form["peak"][0]
-    return headline
-
-
-def table(results: Results) -> str:
-    """Accuracy at some P, loads, overwriting, the normaliser, bytes."""
-    return "\n".join(
-        [
-            *_retrieval_lines(results["retrieval"]),
-            "",
-            *_sign_lines(results["signs"]),
-            "",
-            *_rewriting_lines(results),
-            "",
-            *_memory_lines(results["memory"]),
-        ]
-    )
-
-
-def _cell(curve: dict[str, list[float | None]], place: int, *, digits: int = 2) -> str:
-    mean, std = curve["mean"][place], curve["std"][place]
-    if mean is None:
-        return "none"
-    return with_deviation(mean, float("nan") if std is None else std, digits=digits)
-
-
-def _retrieval_lines(found: dict[str, Any]) -> list[str]:
-    shown = range(0, len(found["stored"]), 2)
-    lines = ["accuracy of the nearest value, P =" + "".join(f"{found['stored'][i]:>13}" for i in shown)]
-    for separation, rules in found["curves"].items():
-        for rule, curves in rules.items():
-            name = f"  {separation.replace('_', ' ')}, {rule}"
-            lines.append(f"{name:34}" + "".join(f"{_cell(curves['accuracy'], i):>13}" for i in shown))
-    return lines
-
-
-def _sign_lines(signs: dict[str, Any]) -> list[str]:
-    lines = [f"sign network: load P/N at which half of the patterns have an overlap over {RETRIEVED}"]
-    for neurons, curves in signs["curves"].items():
-        lines.append(f"  N = {neurons:<6} {_cell(curves['half'], 0, digits=3)}")
-    return [*lines, f"  N to infinity {signs['critical']}"]
-
-
-def _rewriting_lines(results: Results) -> list[str]:
-    written, normalised = results["overwriting"], results["normaliser"]
-    lines = [
-        f"{written['keys']} keys written {written['rounds'][-1]} times: share that returns the newest "
-        "value, an older one"
-    ]
-    for name, curves in written["curves"].items():
-        lines.append(f"  {name:12} {_cell(curves['newest'], -1):>13} {_cell(curves['older'], -1):>13}")
-    lines.append(f"{normalised['stored'][-1]} images as values: squared error, |y|/|v|, found by distance")
-    for name, curves in normalised["curves"].items():
-        cells = [_cell(curves[kind], -1, digits=3) for kind in ("error", "scale", "found")]
-        lines.append(f"  {name:26} " + " ".join(f"{cell:>18}" for cell in cells))
-    return lines
-
-
-def _memory_lines(held: dict[str, Any]) -> list[str]:
-    first, last = held["lengths"][0], held["lengths"][-1]
-    lines = [
-        f"most bytes of tensors at T = {first} and {last}, state, processor time a token, us, at T = {last}"
-    ]
-    for name, form in held["forms"].items():
-        cells = f"{form['peak'][0]:>12,} {form['peak'][-1]:>13,} {form['state'][-1]:>10,}"
-        lines.append(f"  {name:12} {cells} {1e6 * form['seconds'][-1] / last:>8.1f}")
-    return lines
 
 
 def _theory(config: Config) -> FastWeightsConfig:

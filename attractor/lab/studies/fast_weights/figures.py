@@ -1,5 +1,7 @@
 """Figures of the study `fast_weights`: three pages wide, from its results alone."""
 
+from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,12 @@ from matplotlib.figure import Figure
 
 from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, legend_below, save
 
-_COLOURS = dict(zip(("hebbian", "decay", "gate", "delta"), MODEL_COLOURS, strict=False))
+_COLOURS = dict(zip(("hebbian", "decay", "gate"), MODEL_COLOURS, strict=False))
+_DELTA = ("#CC79A7", "#882255", "#8C7BC8")  # of the delta rule, one rate after the other
 _WORDS = {
     "hebbian": "Hebbian",
     "decay": "decay",
     "gate": "gate",
-    "delta": "delta rule",
     "softmax": "softmax, all pairs kept",
     "elu": "elu + 1",
     "polynomial_2": "polynomial, $n = 2$",
@@ -35,6 +37,20 @@ def draw(results: dict[str, Any], folder: Path) -> dict[str, Path]:
         }
 
 
+def _styles(rules: Iterable[str]) -> dict[str, Any]:
+    """Colour and label of every rule, in their order."""
+    styles: dict[str, Any] = {}
+    shades = cycle(_DELTA)
+    for rule in rules:
+        name, _, rate = rule.partition(" ")
+        if name == "delta":
+            styles[rule] = {"color": next(shades), "label": rf"delta rule, $\eta$ = {rate}", "marker": "s"}
+        else:
+            styles[rule] = {"color": _COLOURS[rule], "label": _WORDS[rule], "marker": "o"}
+        styles[rule] |= {"markersize": 2, "linestyle": "--" if rule == "gate" else "-"}
+    return styles
+
+
 def _band(axes: Axes, x: Any, curve: dict[str, Any], **style: Any) -> None:
     """A line of means and a band of a standard deviation over seeds, where there are several."""
     mean = np.array(curve["mean"], dtype=float)
@@ -44,7 +60,10 @@ def _band(axes: Axes, x: Any, curve: dict[str, Any], **style: Any) -> None:
 
 
 def _retrieval(results: dict[str, Any], folder: Path) -> Path:
-    """Cosine, with predictions, above accuracy; a column for each separation."""
+    """Cosine, with predictions, above accuracy; a column for each separation.
+
+    Of the delta rule the first two rates, so that the lines can be told apart; the table has all.
+    """
     found, dim = results["retrieval"], results["dim"]
     separations = [name for name in found["curves"] if name != "softmax"]
     load = np.array(found["stored"]) / dim
@@ -56,12 +75,14 @@ def _retrieval(results: dict[str, Any], folder: Path) -> Path:
         for axes, kind in zip(column, ("cosine", "accuracy"), strict=True):
             softmax = found["curves"]["softmax"]["all pairs kept"][kind]["mean"]
             axes.plot(load, softmax, label=_WORDS["softmax"], **_GREY)
-            for rule, curves in found["curves"][separation].items():
-                style: Any = {"color": _COLOURS[rule], "label": _WORDS[rule]}
-                _band(axes, load, curves[kind], marker="o", markersize=2, **style)
+            curves = found["curves"][separation]
+            left_out = [rule for rule in curves if rule.startswith("delta")][2:]
+            for rule, style in _styles(curves).items():
+                if rule not in left_out:
+                    _band(axes, load, curves[rule][kind], **style)
         if separation in found["predicted"]:
-            style = {"color": "black", "linestyle": ":", "linewidth": 1.0, "zorder": 5}
-            column[0].plot(load, found["predicted"][separation], label="Hebbian, predicted", **style)
+            dotted: Any = {"color": "black", "linestyle": ":", "linewidth": 1.0, "zorder": 5}
+            column[0].plot(load, found["predicted"][separation], label="Hebbian, predicted", **dotted)
             for axes in column:
                 axes.axvline(found["capacity"][separation] / dim, color="0.8", linewidth=0.8, zorder=-1)
         column[1].set_xlabel("pairs $P / D$")
@@ -106,9 +127,8 @@ def _signs(axes: Axes, signs: dict[str, Any]) -> None:
 
 def _forgetting(axes: Axes, faded: dict[str, Any], kind: str) -> None:
     ages = np.array(faded["ages"]) + 1
-    for rule, curves in faded["curves"].items():
-        style: Any = {"color": _COLOURS[rule], "label": _WORDS[rule], "marker": "o", "markersize": 2}
-        _band(axes, ages, curves[kind], **style)
+    for rule, style in _styles(faded["curves"]).items():
+        _band(axes, ages, faded["curves"][rule][kind], **style)
     for curve in faded["predicted"].values() if kind == "cosine" else ():
         axes.plot(ages, curve, color="black", linestyle=":", linewidth=1, zorder=5, label="predicted")
     axes.set_xscale("log")
@@ -120,12 +140,9 @@ def _forgetting(axes: Axes, faded: dict[str, Any], kind: str) -> None:
 
 def _overwriting(axes: Axes, written: dict[str, Any]) -> None:
     rounds = written["rounds"]
-    for rule, curves in written["curves"].items():
-        if rule == "softmax":
-            style: Any = dict(_GREY)
-        else:
-            style = {"color": _COLOURS[rule], "marker": "o", "markersize": 2}
-        _band(axes, rounds, curves["newest"], label=_WORDS[rule], **style)
+    softmax = {"softmax": {"label": _WORDS["softmax"], **_GREY}}
+    for rule, style in (_styles(rule for rule in written["curves"] if rule != "softmax") | softmax).items():
+        _band(axes, rounds, written["curves"][rule]["newest"], **style)
     chance: Any = {"color": "black", "linestyle": ":", "linewidth": 0.8, "zorder": 0}
     axes.plot(rounds, [1 / r for r in rounds], label="one of its values at random", **chance)
     axes.set_ylim(0, 1.05)
@@ -159,19 +176,32 @@ def _normaliser(axes: Axes, normalised: dict[str, Any], kind: str) -> None:
 
 def _memory(held: dict[str, Any], folder: Path) -> Path:
     """Most bytes held, and seconds, against the length of a sequence."""
-    figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+    figure = Figure(figsize=(PAGE, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (name, form), colour in zip(held["forms"].items(), MODEL_COLOURS, strict=False):
-        words = f"chunked, {held['chunk']} tokens" if name == "chunked" else name
-        style: Any = {"color": colour, "marker": "o", "markersize": 2.5, "label": words}
-        left.plot(held["lengths"], np.array(form["peak"]) / 2**20, **style)
-        right.plot(held["lengths"], form["seconds"], **style)
-    state = next(iter(held["forms"].values()))["state"]
-    left.plot(
-        held["lengths"], np.array(state) / 2**20, color="black", linestyle=":", label="state: $M$ and $Z$"
-    )
+    lengths = held["lengths"]
+    words = {"chunked": f"chunked, {held['chunk']} tokens", "step": "recurrent, as a stream"}
+    words["chunk"] = "chunked, as a stream"
+    colours = dict(zip(held["forms"], MODEL_COLOURS, strict=False))
+    for name, form in held["forms"].items():
+        style: Any = {
+            "color": colours[name],
+            "marker": "o",
+            "markersize": 2.5,
+            "label": words.get(name, name),
+        }
+        left.plot(lengths, np.array(form["work"]) / 2**20, **style)
+        right.plot(lengths, form["seconds"], **style)
+    for (name, stream), colour in zip(held["streams"].items(), colours.values(), strict=False):
+        style = {"color": colour, "linestyle": "--", "label": words[name]}
+        left.plot(lengths, np.array(stream["work"]) / 2**20, **style)
+    first = next(iter(held["forms"].values()))
+    for what, label, line in (
+        (first["state"], "state: $M$ and $Z$", ":"),
+        (first["outputs"], "outputs, of any form", (0, (1, 1, 4, 1))),
+    ):
+        left.plot(lengths, np.array(what) / 2**20, color="black", linestyle=line, label=label)
     kept = np.array(held["keys_and_values"]) / 2**20
-    left.plot(held["lengths"], kept, label="keys and values of softmax (computed)", **_GREY)
+    left.plot(lengths, kept, label="keys and values of softmax (computed)", **_GREY)
     left.set_ylabel("most bytes of tensors (MiB)")
     right.set_ylabel("processor time (s)")
     for axes in (left, right):

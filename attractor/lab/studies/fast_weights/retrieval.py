@@ -17,15 +17,16 @@ from attractor.baselines.similarities import Dot
 from attractor.baselines.universal import UniversalMemory
 from attractor.lab.report import deviation
 from attractor.lab.studies.config import FastWeightsConfig
-from attractor.theory.fast_weights import FastWeights, State
-from attractor.theory.feature_maps import (
-    EluPlusOne,
-    FeatureMap,
-    Identity,
-    Polynomial,
-    PositiveRandomFeatures,
-    UnitNorm,
+from attractor.lab.studies.fast_weights.choices import (
+    DEGREES,
+    SEPARATIONS,
+    delta_name,
+    memory_of,
+    rules_of,
+    unit,
 )
+from attractor.theory.fast_weights import FastWeights, State
+from attractor.theory.feature_maps import Identity
 from attractor.theory.signal_to_noise import (
     cosine,
     decayed_noise,
@@ -33,49 +34,9 @@ from attractor.theory.signal_to_noise import (
     overwritten_noise,
     polynomial_noise,
 )
-from attractor.theory.write_rules import Decay, Delta, Gate, Hebbian, WriteRule, sigmoid_gates
 
 _SEQUENCES = 2  # of a seed, where many pairs of each are read
 _READ = 128  # pairs, at most, that are read of a sequence
-
-
-def _polynomial(degree: int) -> Callable[[FastWeightsConfig, Generator], FeatureMap]:
-    return lambda config, generator: Polynomial(degree)
-
-
-SEPARATIONS: dict[str, Callable[[FastWeightsConfig, Generator], FeatureMap]] = {
-    "identity": lambda config, generator: Identity(),
-    "elu": lambda config, generator: EluPlusOne(scale=math.sqrt(config.dim)),
-    "polynomial_2": _polynomial(2),
-    "polynomial_3": _polynomial(3),
-    "random_features": lambda config, generator: PositiveRandomFeatures.draw(
-        config.random_features,
-        config.dim,
-        generator=generator,
-        inverse_temperature=config.inverse_temperature,
-    ),
-}
-DEGREES = {"identity": 1, "polynomial_2": 2, "polynomial_3": 3}
-
-
-def _random_gate(config: FastWeightsConfig, generator: Generator) -> WriteRule:
-    """sigmoid(w . k + b) of a random w: fields of variance 1 on unit keys, about `retention` on average."""
-    weights = torch.randn(1, config.dim, generator=generator, dtype=torch.float64)
-    bias = math.log(config.retention / (1 - config.retention))
-    return Gate(sigmoid_gates(weights, torch.tensor([bias], dtype=torch.float64)))
-
-
-RULES: dict[str, Callable[[FastWeightsConfig, Generator], WriteRule]] = {
-    "hebbian": lambda config, generator: Hebbian(),
-    "decay": lambda config, generator: Decay(config.retention),
-    "gate": _random_gate,
-    "delta": lambda config, generator: Delta(),
-}
-
-
-def unit(*shape: int, generator: Generator) -> Tensor:
-    """Uniform unit vectors."""
-    return normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def summary(values: list[list[float]]) -> dict[str, list[float | None]]:
@@ -87,13 +48,6 @@ def summary(values: list[list[float]]) -> dict[str, list[float | None]]:
         "mean": [None if math.isnan(each) else each for each in means],
         "std": [None if math.isnan(each) else each for each in spread],
     }
-
-
-def memory_of(config: FastWeightsConfig, feature_map: FeatureMap, rule: WriteRule) -> FastWeights:
-    """Features of unit length for the delta rule, whose rate of 1 then overwrites exactly."""
-    if isinstance(rule, Delta):
-        feature_map = UnitNorm(feature_map)
-    return FastWeights(config.dim, config.dim, feature_map=feature_map, rule=rule)
 
 
 def softmax_memory(queries: Tensor, keys: Tensor, values: Tensor, *, inverse_temperature: float) -> Tensor:
@@ -129,8 +83,8 @@ def retrieval(config: FastWeightsConfig, seed: int, tell: Callable[[str], Any]) 
             tell(f"retrieval, {separation.replace('_', ' ')}, draw {draw + 1} of {config.seeds}")
             feature_map = SEPARATIONS[separation](config, generator)
             features[separation] = feature_map.features(config.dim)
-            for name in config.rules:
-                memory = memory_of(config, feature_map, RULES[name](config, generator))
+            for name, rule_of in rules_of(config).items():
+                memory = memory_of(config, feature_map, rule_of(config, generator))
                 scores.setdefault((separation, name), []).append(
                     _against_stored(config, memory, keys, values)
                 )
@@ -190,12 +144,12 @@ def forgetting(config: FastWeightsConfig, seed: int) -> dict[str, Any]:
     pairs = 8 * config.dim
     ages = sorted({round(2 ** (step / 2)) - 1 for step in range(2 * int(math.log2(pairs)) + 1)})
     places = torch.tensor([pairs - 1 - age for age in ages])
-    scores: dict[str, list[tuple[list[float], list[float]]]] = {name: [] for name in config.rules}
+    scores: dict[str, list[tuple[list[float], list[float]]]] = {name: [] for name in rules_of(config)}
     for generator in generators(config, seed):
         keys = unit(config.sequences, pairs, config.dim, generator=generator)
         values = unit(*keys.shape, generator=generator)
-        for name in config.rules:
-            memory = memory_of(config, Identity(), RULES[name](config, generator))
+        for name, rule_of in rules_of(config).items():
+            memory = memory_of(config, Identity(), rule_of(config, generator))
             outputs = memory.recall(memory.store(keys, values), keys[:, places])
             own, found = _score(outputs, values, places)
             scores[name].append((own.mean(0).tolist(), found.double().mean(0).tolist()))
@@ -203,11 +157,12 @@ def forgetting(config: FastWeightsConfig, seed: int) -> dict[str, Any]:
         name: {"cosine": summary([c for c, _ in drawn]), "accuracy": summary([a for _, a in drawn])}
         for name, drawn in scores.items()
     }
-    size = {"pairs": pairs, "dim": config.dim}
-    predictions = {
+    size: Any = {"pairs": pairs, "dim": config.dim}
+    predictions: dict[str, list[float]] = {
         "hebbian": [cosine(decayed_noise(1.0, age, **size)) for age in ages],
         "decay": [cosine(decayed_noise(config.retention, age, **size)) for age in ages],
-        "delta": [cosine(overwritten_noise(age, **size)) for age in ages],
     }
+    for rate in config.delta_rates:
+        predictions[delta_name(rate)] = [cosine(overwritten_noise(age, rate=rate, **size)) for age in ages]
     predicted = {name: curve for name, curve in predictions.items() if name in curves}
     return {"pairs": pairs, "ages": ages, "curves": curves, "predicted": predicted}

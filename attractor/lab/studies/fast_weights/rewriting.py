@@ -8,20 +8,12 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from attractor.images import to_pixels
 from attractor.lab.studies.config import FastWeightsConfig
-from attractor.lab.studies.fast_weights.retrieval import (
-    RULES,
-    SEPARATIONS,
-    generators,
-    memory_of,
-    softmax_memory,
-    summary,
-    unit,
-)
+from attractor.lab.studies.fast_weights.choices import POSITIVE, SEPARATIONS, memory_of, rules_of, unit
+from attractor.lab.studies.fast_weights.retrieval import generators, softmax_memory, summary
 from attractor.theory.fast_weights import FastWeights
 from attractor.theory.feature_maps import Identity
 from attractor.theory.write_rules import Gate, sigmoid_gates
 
-POSITIVE = ("elu", "random_features")
 _CLOSED = 20.0  # the field on a gate that closes or opens it, to 2e-9
 
 
@@ -34,7 +26,7 @@ def overwriting(config: FastWeightsConfig, seed: int) -> dict[str, Any]:
     keys_count = max(1, config.dim // 2)
     mark = torch.zeros(config.dim, dtype=torch.float64)
     mark[0] = 1
-    rules = {name: RULES[name] for name in config.rules}
+    rules = rules_of(config)
     if "gate" in rules:
         # open for keys, which are orthogonal to the mark, and closed for the mark
         rules["gate"] = lambda config, generator: Gate(
