@@ -41,13 +41,8 @@ __all__ = ["check", "draw", "measure", "table"]
 def check(config: Config) -> None:
     """Refuse runs that are no such networks, and what networks cannot be made of."""
     fields = query_key(config)
-    least = {
-        "images": 2,
-        "test_images": 1,
-        "draws": 2,
-        "steps": 1,
-        "seeds": 1,
-    }  # 2: a covariance, a deviation
+    # 2 for a covariance, and for a deviation
+    least = {"images": 2, "test_images": 1, "draws": 2, "steps": 1, "seeds": 1}
     for name, count in least.items():
         if getattr(fields, name) < count:
             raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be at least {count}")
