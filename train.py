@@ -33,6 +33,7 @@ from attractor.lab.folder import RunFolder
 from attractor.lab.objective import measured
 from attractor.lab.resuming import refuse_pause, restore, snapshot
 from attractor.lab.selection import choose
+from attractor.lab.studies.config import TheoryConfig
 from attractor.lab.studies.run import study
 from attractor.lab.tracking import Tracker
 from attractor.lab.training import EarlyStopping, fit
@@ -45,7 +46,8 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(raw: DictConfig) -> float | None:
     """Compose conf/, then `train`, or the study that `theory` names."""
-    return launch(raw, check=validate, job=train if raw.theory is None else study)
+    job = train if OmegaConf.get_type(raw.theory) is TheoryConfig else study
+    return launch(raw, check=validate, job=job)
 
 
 def train(config: Config, folder: RunFolder, processes: Processes | None = None) -> float:

@@ -180,7 +180,7 @@ class Config:
     rule: RuleConfig = field(default_factory=RuleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
-    theory: TheoryConfig | None = None  # a study of attractor.theory in place of a training
+    theory: TheoryConfig = field(default_factory=TheoryConfig)  # a study in place of a training
     train: TrainConfig = field(default_factory=TrainConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -233,7 +233,7 @@ MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
 GROUPS: dict[str, Mapping[str, type[Any]]] = {
     "model_schema": MODEL_SCHEMAS,
     "rule_schema": RULE_SCHEMAS,
-    "theory_schema": THEORY_SCHEMAS,
+    "theory_schema": {"none": TheoryConfig, **THEORY_SCHEMAS},
 }
 
 

@@ -48,6 +48,7 @@ def launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float 
 
 def _launch(raw: DictConfig, *, check: Callable[[Any], None], job: Job) -> float | None:
     logging.getLogger().setLevel(logging.WARNING)  # libraries that draw or compress talk much at INFO
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # of fonts that matplotlib itself brings
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     rank, count = launched()
     try:

@@ -66,8 +66,8 @@ class RunFolder:
             found = f"a run, going on in {holder(status)}" if occupied(self.path) else "a run"
         raise OutputError(
             f"{self.path} already holds {found}; nothing was changed. Choose another folder with "
-            "folder=DIR (hydra.sweep.dir=DIR in a multirun), go on with an unfinished run by resume=DIR, "
-            "or remove it"
+            "folder=DIR (hydra.sweep.dir=DIR in a multirun), go on with an unfinished training by "
+            "resume=DIR, or remove it"
         )
 
     def _create(self) -> None:

@@ -69,7 +69,9 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def with_deviation(mean: float, deviation: float, *, digits: int = 4) -> str:
-    """0.0336 ± 0.0001; the mean alone where there is no deviation."""
+    """0.0336 ± 0.0001, or 1.90e-11 ± 2.3e-11; the mean alone where there is no deviation."""
+    if 0 < abs(mean) < 10**-digits:
+        return f"{mean:.2e}" + ("" if math.isnan(deviation) else f" ± {deviation:.1e}")
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
 
 

@@ -45,10 +45,13 @@ def continued(raw: DictConfig, overrides: Sequence[str]) -> tuple[Config, Path]:
         raise ConfigError(f"resume={path}: there is no run in this folder ({error})") from error
     if not (path / "status.json").exists():
         raise ConfigError(f"resume={path}: there is no run in this folder (no status.json)")
-    if OmegaConf.select(saved, "theory") is not None:
-        raise ConfigError(f"resume={path}: a study keeps no checkpoints; give its command again")
     if status.get("status") == "done":
         raise ConfigError(f"resume={path}: this run is done; there is nothing to go on with")
+    if OmegaConf.select(saved, "theory"):
+        raise ConfigError(
+            f"resume={path}: a study keeps no checkpoints, and begins anew; remove this folder, or give "
+            "its command with another one"
+        )
     if occupied(path):
         raise OutputError(f"resume={path}: the run is still going on in {holder(status)}")
     # a limit is that of one start: kept, the run would never get beyond it

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 @dataclass
 class TheoryConfig:
-    """Which study it is, is the class of its node; see conf/theory."""
+    """Which study it is, is the class of its node; see conf/theory. This one: none, a training."""
 
 
 @dataclass

@@ -31,13 +31,16 @@ def study(config: Config, folder: RunFolder, processes: Processes | None = None)
     interrupted. Raises ConfigError before any work.
     """
     begin = time.perf_counter()
-    assert config.theory is not None
     name = name_of(config.theory)
     if processes is not None and processes.count > 1:
         raise ConfigError(f"theory={name} runs in one process; start it without torchrun")
     module: Study = import_module(f"attractor.lab.studies.{name}")  # the others' imports take seconds
+    for field in ("max_seconds", "patience", "stop_after"):
+        if getattr(config.train, field) is not None:
+            raise ConfigError(f"train.{field} is for trainings; a study does all of its steps, without it")
     module.check(config)
     splits = build_data(config.data)
+    module.check_data(config, splits)
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(settings, dict)
     tracker = Tracker(
@@ -70,6 +73,12 @@ def study(config: Config, folder: RunFolder, processes: Processes | None = None)
         if config.figures:
             tracker.images(module.draw(results, folder.figures))
         folder.say(module.table(results))
+        folder.say(_in_short(measured["headline"]))
     tracked = {"sync": tracker.sync_command, "url": tracker.url}
     seconds = time.perf_counter() - begin
     print(report.closing(folder.path, figures=config.figures, **tracked, seconds=seconds))
+
+
+def _in_short(headline: dict[str, float]) -> str:
+    lines = [f"  {value:<12.4g}{name.replace('_', ' ')}" for name, value in headline.items()]
+    return "\n".join(["", "in short", *lines])

@@ -12,10 +12,14 @@ Tell = Callable[[str], Any]  # what is being done now, for the progress bar
 
 
 class Study(Protocol):
-    """One module of this folder: the four functions that `run` needs of it."""
+    """One module of this folder: the five functions that `run` needs of it."""
 
     def check(self, config: Config) -> None:
         """Refuse values that cannot be used (ConfigError), before any work."""
+        ...
+
+    def check_data(self, config: Config, splits: ImageSplits) -> None:
+        """Refuse what these images cannot be used for (ConfigError), before any work."""
         ...
 
     def measure(self, config: Config, splits: ImageSplits, tell: Tell) -> Results:

@@ -8,10 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
 from attractor.lab import collect, jobs
 from attractor.lab.distributed import Processes
 from attractor.lab.errors import ConfigError
+from attractor.lab.resuming import continued
 from attractor.lab.runs import load_run
 from attractor.lab.studies.config import THEORY_SCHEMAS
 from attractor.lab.studies.run import name_of
@@ -26,6 +28,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A study that measures the seed, in the place of fast_weights."""
     made: Any = ModuleType("attractor.lab.studies.fast_weights")
     made.check = lambda config: None
+    made.check_data = lambda config, splits: None
     made.measure = lambda config, splits, tell: {"headline": {"seed squared": float(config.seed**2)}}
     made.table = lambda results: f"found {results['headline']['seed squared']}"
     made.draw = lambda results, folder: {}
@@ -50,23 +53,62 @@ def test_a_study_leaves_a_run_folder(
     assert done.results["theory"] == "fast_weights"
     assert (done.results["seed"], done.results["headline"]) == (3, {"seed squared": 9.0})
     assert "found 9.0" in done.output
+    assert done.output.rpartition("in short")[2].split()[:3] == ["9", "seed", "squared"]
     assert "found 9.0" in (done.path / "train.log").read_text()
     assert json.loads((done.path / "status.json").read_text())["status"] == "done"
     assert not (done.path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("name", ["check", "check_data"])
 def test_a_study_that_cannot_run_leaves_nothing(
-    module: Any, study_run: Callable[..., Any], tmp_path: Path
+    name: str, module: Any, study_run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """What `check` refuses is refused before the folder is made."""
+    """What a study refuses is refused before the folder is made, of the images too."""
 
-    def check(config: object) -> None:
+    def refuse(*args: object) -> None:
         raise ConfigError("theory.seeds is 0")
 
-    module.check = check
+    setattr(module, name, refuse)
     with pytest.raises(ConfigError, match=r"theory\.seeds is 0"):
         study_run(tmp_path / "run", "experiment=fast_weights")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("field", ["max_seconds", "patience", "stop_after"])
+def test_limits_of_trainings_are_refused(
+    field: str, module: Any, study_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A limit that did nothing would be believed."""
+    with pytest.raises(ConfigError, match=f"train.{field} is for trainings"):
+        study_run(tmp_path / "run", "experiment=fast_weights", f"train.{field}=3")
+
+
+def test_a_field_of_no_study_is_refused_by_name(make_config: Callable[..., Any]) -> None:
+    """theory.stored without a study is a typo, and not a traceback."""
+    with pytest.raises(ConfigCompositionException, match=r"theory\.stored"):
+        make_config("theory.stored=[2]")
+
+
+def test_an_interrupted_study_begins_anew(
+    module: Any, study_run: Callable[..., Any], make_raw: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It has no checkpoint; resume says what to do, and of a finished one that it is done."""
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    kept = module.measure
+    module.measure = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        study_run(tmp_path / "run", "experiment=fast_weights")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "killed"
+    raw = make_raw(f"resume={tmp_path / 'run'}")
+    with pytest.raises(ConfigError, match="keeps no checkpoints, and begins anew; remove this folder"):
+        continued(raw, [])
+    module.measure = kept
+    study_run(tmp_path / "done", "experiment=fast_weights")
+    with pytest.raises(ConfigError, match="this run is done"):
+        continued(make_raw(f"resume={tmp_path / 'done'}"), [])
 
 
 def test_one_process(module: ModuleType, make_config: Callable[..., Any]) -> None:

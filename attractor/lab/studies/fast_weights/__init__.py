@@ -24,7 +24,7 @@ from attractor.lab.studies.fast_weights.rewriting import normaliser, overwriting
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.sign_network import CRITICAL_LOAD, SignNetwork, overlap, random_patterns
 
-__all__ = ["check", "draw", "measure", "table"]  # a `study.Study`
+__all__ = ["check", "check_data", "draw", "measure", "table"]  # a `study.Study`
 
 RETRIEVED = 0.95  # overlap of a pattern that counts as retrieved
 _LEAST = {
@@ -67,6 +67,10 @@ def check(config: Config) -> None:
     with configuring():
         for name in theory.separations:
             SEPARATIONS[name](theory, torch.Generator()).features(theory.dim)
+
+
+def check_data(config: Config, splits: ImageSplits) -> None:
+    """Any images are values; of fewer than theory.stored asks for, there are as many as there are."""
 
 
 def _check_names(field: str, given: Sequence[str], known: Collection[str]) -> None:
