@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.baselines import Transformer
-from attractor.images import PixelEncoding, pixel_mean
+from attractor.images import PixelEncoding, pixel_mean, synthetic
 from attractor.lab.build import build_data, build_tasks
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
@@ -234,6 +235,15 @@ def test_refuses(make_config: Callable[..., Config], override: str, said: str) -
     """Before any work: a study that fails after two minutes of training is a waste."""
     with pytest.raises(ConfigError, match=said):
         query_key.check(make_config(*SMALL, override))
+
+
+def test_refuses_data(make_config: Callable[..., Config]) -> None:
+    """One training image has no covariance, which would show after the networks are trained."""
+    config = make_config("experiment=query_key", "data=synthetic")
+    few = synthetic(side=4, train=4, validation=2, test=3)
+    query_key.check_data(config, few)
+    with pytest.raises(ConfigError, match="there is 1 training image"):
+        query_key.check_data(config, replace(few, train=few.train[:1]))
 
 
 def test_defaults_are_accepted(make_config: Callable[..., Config]) -> None:

@@ -35,7 +35,7 @@ from attractor.lab.studies.query_key.tables import headline, table
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.query_key import effective_rank, factors
 
-__all__ = ["check", "draw", "measure", "table"]
+__all__ = ["check", "check_data", "draw", "measure", "table"]
 
 
 def check(config: Config) -> None:
@@ -66,6 +66,12 @@ def check(config: Config) -> None:
         raise ConfigError(
             "the study trains model=bare_attention by rule=pseudo_likelihood; leave both as they are"
         )
+
+
+def check_data(config: Config, splits: ImageSplits) -> None:
+    """Refuse a single training image, of which there is no covariance."""
+    if len(splits.train) < 2:
+        raise ConfigError("there is 1 training image; a covariance needs 2 or more: see data.train_images")
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
