@@ -14,6 +14,8 @@ axes.
 The targets for J and the controls are ours.
 """
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
@@ -84,6 +86,12 @@ def permuted_sources(blocks: Tensor, *, generator: Generator) -> Tensor:
     return shuffled
 
 
+def second_moments(tokens: Tensor) -> Tensor:
+    """<x x^T> (N D, N D) of tokens (B, N, D), all tokens of an image joined."""
+    flat = tokens.flatten(1)
+    return flat.T @ flat / len(flat)
+
+
 def pair_targets(tokens: Tensor, *, ridge: float) -> dict[str, Tensor]:
     """What J_ij might be, from tokens (B, N, D), centred or not: name -> (N, N, D, D), 0 at [i, i].
 
@@ -95,15 +103,15 @@ def pair_targets(tokens: Tensor, *, ridge: float) -> dict[str, Tensor]:
     "precision" is what a Gaussian field of all sources at once says; attention is near it while lambda J
     is small, since log sum_j exp(s_j) = log S + mean_j s_j + O(s^2): then J is S times -K. At large J a
     softmax picks one source, each J_ij has to predict x_i by itself, and "pair" is the Gaussian that does.
-    ridge is in units of the mean eigenvalue of C. Raises ValueError for tokens without images or singular
-    ones.
+    ridge is in units of the mean eigenvalue of C. As it grows all of them tend to C_ij times a number,
+    K = I/ridge - C/ridge^2 + ..., so that a cosine to them at a large ridge is one to Hebb's. Raises
+    ValueError for tokens without images or singular ones.
     """
     if tokens.dim() != 3 or not len(tokens):
         raise ValueError(f"tokens are {tuple(tokens.shape)}, expected (B, N, D) with B at least 1")
     n, d = tokens.shape[1:]
     tokens = tokens.double()
-    flat = tokens.flatten(1)
-    moments = flat.T @ flat / len(flat)
+    moments = second_moments(tokens)
     ridge = ridge * float(moments.diagonal().mean())
     off = ~torch.eye(n, dtype=torch.bool)[..., None, None]
     blocks = moments.view(n, d, n, d).transpose(1, 2)
@@ -132,6 +140,30 @@ def _pair_precision(blocks: Tensor, ridge: float) -> Tensor:
         residual = own[i] - coefficients @ blocks[i, others].mT
         target[i, others] = torch.linalg.solve(residual, coefficients)
     return target
+
+
+def beyond(to_target: float, to_other: float, between: float) -> float:
+    """Cosine of J to a target T after what either has of C is taken away: a partial correlation.
+
+    From cos(J, T), cos(J, C) and cos(T, C), each within -1 and 1; nan where nothing of J or T is left.
+    """
+    left = (1 - to_other**2) * (1 - between**2)
+    return (to_target - to_other * between) / left**0.5 if left > 1e-12 else float("nan")
+
+
+def log_likelihood(tokens: Tensor, found: Spectrum) -> float:
+    """Mean log density of the Gaussian of mean 0 and covariance `found`, nats per image and dimension.
+
+    tokens: (B, ...), r numbers each, all of them: ValueError for a covariance of less than full rank.
+    """
+    x = tokens.double().flatten(1)
+    if found.vectors.shape != (x.shape[1],) * 2:
+        given = tuple(found.vectors.shape)
+        raise ValueError(
+            f"the eigenvectors are {given}, expected ({x.shape[1]}, {x.shape[1]}); use a ridge"
+        )
+    squares = (x @ found.vectors).square().mean(0) / found.values
+    return -float((squares + found.values.log() + math.log(2 * math.pi)).mean()) / 2
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:

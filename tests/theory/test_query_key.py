@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import multivariate_normal, spearmanr
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Generator, Tensor
 
@@ -155,6 +155,43 @@ def test_pair_targets_against_numpy_and_sklearn() -> None:
             np.testing.assert_allclose(
                 found["regression"][i, j], model.coef_[:, columns], rtol=1e-8, atol=1e-10
             )
+
+
+def test_large_ridges_are_hebbs() -> None:
+    """All targets tend to C_ij times a number as the ridge grows, with an error of 1/ridge.
+
+    Without it a cosine to an inverse with a large ridge would be read as one to an inverse.
+    """
+    tokens, _ = _field()
+    small, large, larger = (qk.pair_targets(tokens, ridge=ridge) for ridge in (0.01, 1e3, 1e4))
+    for name in ("precision", "regression", "pair"):
+        missing = [1 - qk.cosine(found[name], found["hebb"]) for found in (small, large, larger)]
+        assert missing[0] > 0.1
+        assert 0 < missing[2] < missing[1] / 50  # the cosine is of second order
+        assert missing[2] < 1e-6
+
+
+def test_log_likelihood_is_scipys() -> None:
+    """Per dimension, against scipy's density; of all scales of the covariance their own is likeliest."""
+    tokens, ridged = _field()
+    found = qk.log_likelihood(tokens, spectrum(ridged))
+    density = multivariate_normal(mean=np.zeros(6), cov=ridged.numpy()).logpdf(tokens.flatten(1).numpy())
+    assert found == pytest.approx(density.mean() / 6, rel=1e-10)
+    moments = qk.second_moments(tokens)
+    own = qk.log_likelihood(tokens, spectrum(moments))
+    assert all(qk.log_likelihood(tokens, spectrum(c * moments)) < own for c in (0.9, 1.1))
+    with pytest.raises(ValueError, match="use a ridge"):
+        qk.log_likelihood(tokens[:4], spectrum(qk.second_moments(tokens[:4])))
+
+
+def test_beyond_is_the_cosine_of_residuals() -> None:
+    """Against the residuals themselves; an array that is C and noise has nothing of T beyond C."""
+    j, t, c = (_normal(4, 4, 3, 3, seed=seed) + _normal(4, 4, 3, 3, seed=9) for seed in (0, 1, 2))
+    left = [m - (m * c).sum() / (c * c).sum() * c for m in (j, t)]
+    given = qk.cosine(j, t), qk.cosine(j, c), qk.cosine(t, c)
+    assert qk.beyond(*given) == pytest.approx(qk.cosine(*left), abs=1e-12)
+    assert abs(qk.beyond(*given) - given[0]) > 0.1
+    assert np.isnan(qk.beyond(0.5, 0.5, 1.0))
 
 
 def test_precision_is_the_field_of_a_gaussian() -> None:

@@ -43,13 +43,15 @@ class QueryKeyConfig(NetworksConfig):
     images: int = MISSING  # whose tokens are measured, at most
     test_images: int = MISSING  # for the errors at every rank, at most
     draws: int = MISSING  # of every random control
-    ridge: float = MISSING  # of the precision of all tokens, in units of their mean eigenvalue
+    # of the targets of J, in units of the mean eigenvalue of all tokens
+    target_ridges: list[float] = field(default_factory=list)
     # the ablation of whitening, where networks are trained here
     steps: int = MISSING
     seeds: int = MISSING
     ridges: list[float] = field(default_factory=list)  # of the whitening, in units of the mean eigenvalue
-    adam_rates: list[float] = field(default_factory=list)
-    sgd_rates: list[float] = field(default_factory=list)
+    # of each way of learning, those that are tried, by the name of what is whitened
+    adam_rates: dict[str, list[float]] = field(default_factory=dict)
+    sgd_rates: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass

@@ -60,16 +60,18 @@ def networks_config(config: Config) -> NetworksConfig:
     return config.theory
 
 
-def check_networks(config: Config) -> None:
-    """Refuse runs that cannot be loaded, and a transformer that cannot be trained (ConfigError)."""
+def check_networks(config: Config) -> list[Trained]:
+    """Refuse runs that cannot be loaded, and a transformer that cannot be trained (ConfigError).
+
+    Returns the runs, for what else a study asks of them; `networks` loads them again, one at a time.
+    """
     fields = networks_config(config)
-    for folder in fields.runs:
-        load(folder, data=config.data.name)
     for name in ("width", "heads", "depth", "transformer_rate", "transformer_steps", "transformer_batch"):
         if not 0 < getattr(fields, name) < float("inf"):
             raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be positive")
     if fields.width % fields.heads:
         raise ConfigError(f"theory.heads is {fields.heads}; it must divide theory.width={fields.width}")
+    return [load(folder, data=config.data.name) for folder in fields.runs]
 
 
 def load(folder: str, *, data: str) -> Trained:

@@ -5,7 +5,6 @@ then the ablation of whitening, which trains networks of its own, is left out.
 """
 
 import copy
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from attractor.lab.config import AttractorConfig, Config, CouplingsName, Measure
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.rule_config import PseudoLikelihoodConfig
-from attractor.lab.studies.networks import Trained, check_networks, load, networks
-from attractor.lab.studies.query_key.ablation import ablation
+from attractor.lab.studies.networks import Trained, check_networks, networks
+from attractor.lab.studies.query_key.ablation import ablation, check_ways
 from attractor.lab.studies.query_key.covariance import couplings, layers
-from attractor.lab.studies.query_key.figures import draw_covariance, draw_learning
+from attractor.lab.studies.query_key.figures import draw_covariance, draw_learning, draw_ridges
 from attractor.lab.studies.query_key.matrices import (
     blocks_of,
+    check_positive,
     check_run,
     head_matrices,
     mean_errors,
@@ -35,27 +35,25 @@ from attractor.lab.studies.query_key.tables import headline, table
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.query_key import effective_rank, factors
 
-__all__ = ["check", "draw", "measure", "table"]
+__all__ = ["check", "check_data", "draw", "measure", "table"]
 
 
 def check(config: Config) -> None:
     """Refuse runs that are no such networks, and what networks cannot be made of."""
     fields = query_key(config)
-    for name in ("images", "test_images", "draws", "steps", "seeds"):
-        if getattr(fields, name) < 1:
-            raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be at least 1")
-    if fields.draws < 2:
-        raise ConfigError("theory.draws is 1; the deviation of the random controls needs at least 2")
-    for name in ("ridges", "adam_rates", "sgd_rates"):
-        values = getattr(fields, name)
-        if not values or not all(0 < value < math.inf for value in values):
-            raise ConfigError(f"theory.{name} is {values}; give one or more positive numbers")
-    if not 0 < fields.ridge < math.inf:
-        raise ConfigError(f"theory.ridge is {fields.ridge}; it must be positive")
-    check_networks(config)
-    if fields.runs:
-        for folder in fields.runs:
-            check_run(folder, load(folder, data=config.data.name))
+    # 2 for a covariance, and for a deviation
+    least = {"images": 2, "test_images": 1, "draws": 2, "steps": 1, "seeds": 1}
+    for name, count in least.items():
+        if getattr(fields, name) < count:
+            raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be at least {count}")
+    check_positive("target_ridges", fields.target_ridges)
+    if len(set(fields.target_ridges)) < len(fields.target_ridges):
+        raise ConfigError(f"theory.target_ridges is {fields.target_ridges}; give each ridge once")
+    check_ways(fields)
+    runs = check_networks(config)
+    for folder, one in zip(fields.runs, runs, strict=True):
+        check_run(folder, one)
+    if runs:
         return
     model = config.model
     if not (
@@ -70,6 +68,12 @@ def check(config: Config) -> None:
         )
 
 
+def check_data(config: Config, splits: ImageSplits) -> None:
+    """Refuse a single training image, of which there is no covariance."""
+    if len(splits.train) < 2:
+        raise ConfigError("there is 1 training image; a covariance needs 2 or more: see data.train_images")
+
+
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     """networks: one entry for each; ablation: one for each way of learning, none with given runs."""
     results: Results = {
@@ -80,19 +84,23 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
 
 
 def draw(results: Results, folder: Path) -> dict[str, Path]:
-    """What M is compared with its targets; what whitening and ranks do."""
-    return {
-        "query_key_covariance": draw_covariance(results, folder),
-        "query_key_learning": draw_learning(results, folder),
-    }
+    """M against its targets; J against its own, at every ridge; what whitening and ranks do."""
+    kinds = {network["kind"] for network in results["networks"]}
+    drawn = {"query_key_learning": draw_learning(results, folder)}
+    if "transformer" in kinds:
+        drawn["query_key_covariance"] = draw_covariance(results, folder)
+    if "bare_attention" in kinds:
+        drawn["query_key_ridges"] = draw_ridges(results, folder)
+    return drawn
 
 
 def _network(one: Trained, config: Config, splits: ImageSplits, tell: Tell) -> dict[str, Any]:
     fields = query_key(config)
     images, test = splits.train[: fields.images], splits.test[: fields.test_images]
+    validation = splits.validation[: fields.images]
     tell(f"{one.label}: against the covariance of its tokens")
     attractor = isinstance(one.network, AttractorNetwork)
-    compared = couplings(one, images, config) if attractor else layers(one, images, config)
+    compared = couplings(one, images, validation, config) if attractor else layers(one, images, config)
     tell(f"{one.label}: at every rank")
     return {
         "label": one.label,

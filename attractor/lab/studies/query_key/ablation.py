@@ -1,11 +1,12 @@
 """Whitened keys and queries in bare self-attention, ablated: the study `query_key`, part two.
 
 Every way of learning has the same steps, batches and jitter. Its rate, and the ridge of its whitening, are
-those with the lowest validation error at the last step, of one seed; the others are trained with them.
+those with the lowest validation error at the last step, of a seed that is not reported.
 """
 
 import math
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -15,10 +16,17 @@ from attractor.lab.assessment import validation_batch
 from attractor.lab.build import build_candidates, build_network, build_tasks
 from attractor.lab.build_rule import jitter_of
 from attractor.lab.config import Config
+from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.selection import choose
+from attractor.lab.studies.config import QueryKeyConfig
 from attractor.lab.studies.networks import best_choices
-from attractor.lab.studies.query_key.matrices import mean_errors, query_key, trained_tokens
+from attractor.lab.studies.query_key.matrices import (
+    check_positive,
+    mean_errors,
+    query_key,
+    trained_tokens,
+)
 from attractor.lab.studies.study import Tell
 from attractor.lab.training import fit
 from attractor.physics import SGD, Adam, NonFiniteError, PseudoLikelihood
@@ -31,6 +39,26 @@ VARIANTS = {
     "adam": ("plain", "rotated", "whitened keys", "whitened keys and queries"),
     "sgd": ("plain", "whitened keys", "whitened keys and queries"),
 }
+
+
+def rates(fields: QueryKeyConfig, optimiser: str) -> dict[str, list[float]]:
+    """What is whitened -> the rates that are tried."""
+    found = fields.adam_rates if optimiser == "adam" else fields.sgd_rates
+    return {name.replace("_", " "): list(values) for name, values in found.items()}
+
+
+def check_ways(fields: QueryKeyConfig) -> None:
+    """ConfigError unless every way of learning, and no other, has rates, and whitening has ridges."""
+    check_positive("ridges", fields.ridges)
+    for optimiser, variants in VARIANTS.items():
+        given = rates(fields, optimiser)
+        if set(given) != set(variants):
+            named = " and ".join(repr(name.replace(" ", "_")) for name in variants)
+            raise ConfigError(
+                f"theory.{optimiser}_rates has rates for {sorted(given)}; give them for {named}"
+            )
+        for name, values in given.items():
+            check_positive(f"{optimiser}_rates.{name.replace(' ', '_')}", values)
 
 
 @dataclass(frozen=True)
@@ -46,27 +74,32 @@ class Setting:
 def settings(config: Config, optimiser: str, variant: str) -> list[Setting]:
     """The candidates of one way of learning."""
     fields = query_key(config)
-    rates = fields.adam_rates if optimiser == "adam" else fields.sgd_rates
+    tried = rates(fields, optimiser)[variant]
     ridges = fields.ridges if variant.startswith("whitened") else [None]
-    return [Setting(optimiser, variant, ridge, rate) for ridge in ridges for rate in rates]
+    return [Setting(optimiser, variant, ridge, rate) for ridge in ridges for rate in tried]
 
 
 def ablation(config: Config, splits: ImageSplits, tell: Tell) -> list[dict[str, Any]]:
-    """For every way of learning: what validation chose, and of every seed its curve and its test errors."""
+    """For every way of learning: what validation chose, and of every seed its curve and its test errors.
+
+    best: the lowest error of all settings that were tried at each of the steps that are watched, whatever
+    they come to at the end: how fast this way can be. It is of the seed of the screening.
+    """
+    fields = query_key(config)
+    reported = range(config.seed, config.seed + fields.seeds)
     rows = []
     for optimiser, variants in VARIANTS.items():
         for variant in variants:
             tried = []
             for setting in settings(config, optimiser, variant):
                 tell(f"{optimiser}, {variant}: rate {setting.rate:g}, ridge {setting.ridge or 0:g}")
-                tried.append(
-                    (trained(config, splits, setting, config.seed, tested=False)["curve"], setting)
-                )
+                found = trained(config, splits, setting, reported.stop, tested=False)
+                tried.append((found["curve"], setting))
             best, chosen = min(tried, key=lambda pair: pair[0][-1])
             if not math.isfinite(best[-1]):
                 raise NonFiniteError(f"{optimiser}, {variant} diverged at every rate; give smaller ones")
             runs = []
-            for seed in range(config.seed, config.seed + query_key(config).seeds):
+            for seed in reported:
                 tell(f"{optimiser}, {variant}: rate {chosen.rate:g}, seed {seed}")
                 runs.append(trained(config, splits, chosen, seed, tested=True))
             rows.append(
@@ -76,7 +109,8 @@ def ablation(config: Config, splits: ImageSplits, tell: Tell) -> list[dict[str, 
                     "rate": chosen.rate,
                     "ridge": chosen.ridge,
                     "screened": [[s.rate, s.ridge, curve[-1]] for curve, s in tried],
-                    "steps": watched_steps(query_key(config).steps),
+                    "steps": watched_steps(fields.steps),
+                    "best": [min(errors) for errors in zip(*(curve for curve, _ in tried), strict=True)],
                     "runs": runs,
                 }
             )
@@ -120,7 +154,7 @@ def trained(
                     choose(network, candidates, batch, screening_steps=iterations, steps=iterations).error
                     for batch in batches.values()
                 ]
-                curve.append(math.prod(found) ** (1 / len(found)))
+                curve.append(geometric_mean(found))
     except NonFiniteError:
         return {"curve": curve + [math.inf] * (len(watched) - len(curve))}
     if not tested:

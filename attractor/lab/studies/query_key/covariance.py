@@ -19,14 +19,17 @@ from attractor.lab.studies.query_key.matrices import (
 )
 from attractor.physics.whitening import spectrum
 from attractor.theory.query_key import (
+    beyond,
     conjugated,
     cosine,
     in_eigenbasis,
+    log_likelihood,
     log_slope,
     pair_targets,
     permuted_sources,
     rank_correlation,
     rotated,
+    second_moments,
     symmetric,
     without_direction,
 )
@@ -47,7 +50,7 @@ def layers(one: Trained, images: Tensor, config: Config) -> list[dict[str, Any]]
             for centred, tokens in (("mean", z), ("positions", z - z.mean(0))):
                 rows.append(
                     {"state": state, "layer": layer, "centred": centred}
-                    | _layer(tokens.flatten(0, 1), head_matrices(block)[:, :-1], config)
+                    | _layer(tokens.flatten(0, 1), head_matrices(block)[:, :-1].cpu(), config)
                 )
     return rows
 
@@ -89,21 +92,39 @@ def _layer(tokens: Tensor, heads: Tensor, config: Config) -> dict[str, Any]:
     }
 
 
-def couplings(one: Trained, images: Tensor, config: Config) -> list[dict[str, Any]]:
-    """J against its targets: from second moments, and from covariances without the means."""
+def couplings(one: Trained, images: Tensor, validation: Tensor, config: Config) -> list[dict[str, Any]]:
+    """J against its targets: from second moments, and from covariances without the means.
+
+    At every ridge of the targets, with the log-likelihood of validation images, as J saw the others, under
+    the Gaussian field that has it (nats per dimension).
+    """
     assert isinstance(one.network, AttractorNetwork)
-    tokens = trained_tokens(one.network, one.config, images).double().cpu()
+    tokens, held_out = (
+        trained_tokens(one.network, one.config, given).double().cpu() for given in (images, validation)
+    )
     stored = one.network.energy.couplings.weights["couplings"].double().cpu()
     mean = tokens.mean(0)
     rows = []
     for centred in ("no", "mean"):
-        x, j = tokens, stored
+        x, y, j = tokens, held_out, stored
         if centred == "mean":
-            x, j = tokens - mean, without_direction(stored, mean)
-        targets = pair_targets(x, ridge=query_key(config).ridge)
-        if centred == "mean":
-            targets = {name: without_direction(target, mean) for name, target in targets.items()}
-        rows.append({"centred": centred} | _against(j, targets, x, config))
+            x, y, j = tokens - mean, held_out - mean, without_direction(stored, mean)
+        targets, likelihoods = {}, []
+        for ridge in query_key(config).target_ridges:
+            for name, target in pair_targets(x, ridge=ridge).items():
+                projected = without_direction(target, mean) if centred == "mean" else target
+                targets["hebb" if name == "hebb" else f"{name} {ridge:g}"] = projected
+            moments = second_moments(x)
+            scale = float(moments.diagonal().mean())
+            likelihoods.append(log_likelihood(y, spectrum(moments, ridge=ridge * scale)))
+        rows.append(
+            {
+                "centred": centred,
+                "ridges": list(query_key(config).target_ridges),
+                "likelihoods": likelihoods,
+            }
+            | _against(j, targets, x, config)
+        )
     return rows
 
 
@@ -121,21 +142,28 @@ def _against(j: Tensor, targets: dict[str, Tensor], tokens: Tensor, config: Conf
         each: Tensor = blocks.flatten(2).norm(dim=2)[off]
         return each
 
-    flat = tokens.flatten(1)
-    found = spectrum(flat.T @ flat / len(flat))
+    found = spectrum(second_moments(tokens))
 
     def gains(blocks: Tensor) -> Tensor:
         whole = blocks.transpose(1, 2).reshape(n * d, n * d)
         along: Tensor = in_eigenbasis(whole, found).diagonal()
         return along
 
+    cosines = {name: cosine(j, target) for name, target in targets.items()}
+    to_hebb = {name: cosine(target, targets["hebb"]) for name, target in targets.items()}
     return {
         "norm": float(j.norm()),
         "values": found.values.tolist(),
         "gains": gains(j).tolist(),
         "slopes": {"J": log_slope(found.values, gains(j))}
         | {name: log_slope(found.values, gains(target)) for name, target in targets.items()},
-        "cosines": {name: cosine(j, target) for name, target in targets.items()},
+        "cosines": cosines,
+        "to hebb": to_hebb,
+        "beyond hebb": {
+            name: beyond(cosines[name], cosines["hebb"], to_hebb[name])
+            for name in targets
+            if name != "hebb"
+        },
         "identity": {name: cosine(identity, target) for name, target in targets.items()},
         "norms": {name: rank_correlation(norms(j), norms(target)) for name, target in targets.items()},
         "controls": _controls(controls, targets, config),

@@ -9,31 +9,44 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, save
-from attractor.lab.studies.query_key.tables import coupling_rows, trained_layers
+from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, legend_below, save
+from attractor.lab.studies.query_key.tables import likeliest, trained_layers
 from attractor.lab.studies.study import Results
 
 _TARGETS = {
     "precision": "$-K_{ij}$",
     "regression": "$-K_{ii}^{-1}K_{ij}$",
     "pair": "$-K'_{ij}$",
-    "hebb": "$C_{ij}$",
 }
 
 
 def draw_covariance(results: Results, folder: Path) -> Path:
-    """Gains along the eigenvectors of the tokens' covariance; cosines, with their controls."""
-    layers, couplings = (f(results, centred="mean") for f in (trained_layers, coupling_rows))
-    panels: list[Any] = []
-    if layers:
-        panels += [_gains, _layer_cosines]
-    if couplings:
-        panels.append(_coupling_cosines)
+    """Transformers: gains along the eigenvectors of the tokens' covariance; cosines, with controls."""
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 3.3), layout="constrained")
-        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for axes, panel in zip(figure.subplots(1, 2), (_gains, _layer_cosines), strict=True):
             panel(axes, results)
         return save(figure, folder, "query_key_covariance")
+
+
+def draw_ridges(results: Results, folder: Path) -> Path:
+    """Cosines of J to its targets against their ridge, a row of panels for each network."""
+    networks = [n for n in results["networks"] if n["kind"] == "bare_attention"]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PAGE, 0.6 + 2.3 * len(networks)), layout="constrained")
+        panels = figure.subplots(len(networks), 2, squeeze=False, sharey=True)
+        for line, network in zip(panels, networks, strict=True):
+            for axes, row in zip(line, network["compared"], strict=True):
+                _ridge_panel(axes, row)
+                name = f"bare self-attention {network['patch']}x{network['patch']}"
+                axes.set_title(
+                    f"{name}, " + ("second moments" if row["centred"] == "no" else "without the means")
+                )
+            line[0].set_ylabel("cosine of $J$ to")
+        for axes in panels[-1]:
+            axes.set_xlabel("ridge (mean eigenvalues)")
+        legend_below(figure, panels.flat)
+        return save(figure, folder, "query_key_ridges")
 
 
 def draw_learning(results: Results, folder: Path) -> Path:
@@ -130,36 +143,24 @@ def _layer_cosines(axes: Axes, results: Results) -> None:
     _below(axes, 1)
 
 
-def _coupling_cosines(axes: Axes, results: Results) -> None:
-    for shift, (centred, colour, label) in enumerate(
-        (("no", MODEL_COLOURS[1], "second moments"), ("mean", MODEL_COLOURS[2], "without the means"))
-    ):
-        rows = coupling_rows(results, centred=centred)
-        _dots(
-            axes,
-            [[row["cosines"][t] for row in rows] for t in _TARGETS],
-            colour,
-            f"$J$, {label}",
-            shift=0.3 * shift,
-        )
-        for place, target in enumerate(_TARGETS):
-            drawn = np.array([row["controls"]["permuted"][target] for row in rows])
-            spread = float(np.sqrt((drawn[:, 1] ** 2).mean() + drawn[:, 0].var()))
-            style: Any = {
-                "color": colour,
-                "marker": "_",
-                "markersize": 7,
-                "capsize": 2,
-                "linestyle": "none",
-            }
-            name = f"sources permuted, {label}" if place == 0 else None
-            axes.errorbar(place + 0.3 * shift + 0.12, drawn[:, 0].mean(), spread, label=name, **style)
-    axes.set_xticks([place + 0.15 for place in range(len(_TARGETS))], list(_TARGETS.values()))
+def _ridge_panel(axes: Axes, row: dict[str, Any]) -> None:
+    """Lines: J; bands: its sources permuted, mean and deviation; vertical: the likeliest ridge."""
+    ridges, permuted = row["ridges"], row["controls"]["permuted"]
+    for (target, label), colour, marker in zip(_TARGETS.items(), MODEL_COLOURS, "osD", strict=False):
+        names = [f"{target} {ridge:g}" for ridge in ridges]
+        style: Any = {"color": colour, "marker": marker, "markersize": 3}
+        axes.plot(ridges, [row["cosines"][name] for name in names], label=label, **style)
+        drawn = np.array([permuted[name] for name in names])
+        axes.plot(ridges, drawn[:, 0], color=colour, linestyle="--", linewidth=0.8)
+        low, high = drawn[:, 0] - drawn[:, 1], drawn[:, 0] + drawn[:, 1]
+        axes.fill_between(ridges, low, high, color=colour, alpha=0.2, linewidth=0)
+    style = {"color": "black", "zorder": 0}
+    axes.axhline(row["cosines"]["hebb"], label="$C_{ij}$ (Hebb)", **style)
+    axes.axhline(permuted["hebb"][0], linestyle="--", linewidth=0.8, **style)
+    axes.plot([], [], color="0.45", linestyle="--", linewidth=0.8, label="sources of $J$ permuted")
+    axes.axvline(likeliest(row), color="0.45", linestyle=":", label="likeliest ridge", zorder=0)
     axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
-    axes.set_ylim(-0.3, 0.8)
-    axes.set_ylabel("cosine to")
-    axes.set_title("bare self-attention")
-    _below(axes, 1)
+    axes.set_xscale("log")
 
 
 def _dots(axes: Axes, columns: list[list[float]], colour: str, label: str, *, shift: float = 0.0) -> None:
@@ -169,12 +170,16 @@ def _dots(axes: Axes, columns: list[list[float]], colour: str, label: str, *, sh
 
 
 def _curves(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """The mean over seeds; the bars are their standard deviation."""
+    """The mean over seeds; the bars are their standard deviation. Dotted: the best setting at each step."""
     for row, colour, marker in zip(rows, MODEL_COLOURS, "osD^", strict=False):
         curves = np.array([run["curve"] for run in row["runs"]])
         spread = curves.std(0, ddof=1) if len(curves) > 1 else None
         style: Any = {"color": colour, "marker": marker, "markersize": 3, "capsize": 2, "elinewidth": 0.7}
         axes.errorbar(row["steps"], curves.mean(0), spread, label=row["variant"], **style)
+        axes.plot(row["steps"], row["best"], color=colour, linestyle=":", linewidth=0.9)
+    axes.plot(
+        [], [], color="0.45", linestyle=":", linewidth=0.9, label="any setting, the best at each step"
+    )
     axes.set_xscale("log")
     axes.set_xticks(rows[0]["steps"], [str(step) for step in rows[0]["steps"]])
     axes.minorticks_off()

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -29,6 +29,12 @@ def query_key(config: Config) -> QueryKeyConfig:
     return config.theory
 
 
+def check_positive(name: str, values: Sequence[float]) -> None:
+    """ConfigError unless `theory.name` has values, all of them positive numbers."""
+    if not values or not all(0 < value < math.inf for value in values):
+        raise ConfigError(f"theory.{name} is {values}; give one or more positive numbers")
+
+
 def check_run(folder: str, one: Trained) -> None:
     """ConfigError unless the run is of bare self-attention or of a transformer of several blocks."""
     network = one.network
@@ -52,7 +58,7 @@ def trained_tokens(network: AttractorNetwork, config: Config, images: Tensor) ->
 
 
 def normalised_states(one: Trained, network: Network, images: Tensor) -> list[Tensor]:
-    """z = norm(h) before the attention of every block, float64 (B, N, W): what it is made of.
+    """z = norm(h) before the attention of every block, float64 (B, N, W), on the CPU: what it is made of.
 
     The images are corrupted as in the task of the transformer.
     """
@@ -60,12 +66,14 @@ def normalised_states(one: Trained, network: Network, images: Tensor) -> list[Te
     module = copy.deepcopy(network.module).double()
     (task,) = one.tasks.values()
     corrupted = task.corrupt(to_pixels(images), range(len(images)), seed=one.config.eval.seed)
+    tokens = network.encoding.encode(corrupted.corrupted).double().to(network.device)
+    mask = None if corrupted.mask is None else corrupted.mask.to(network.device)
     states = []
     with torch.inference_mode():
-        h = module.embed(network.encoding.encode(corrupted.corrupted).double(), corrupted.mask)
+        h = module.embed(tokens, mask)
         for block in module.blocks:
             assert isinstance(block, Block)
-            states.append(block.attention_norm(h))
+            states.append(block.attention_norm(h).cpu())
             h = block(h)
     return states
 

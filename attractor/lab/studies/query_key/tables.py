@@ -1,9 +1,10 @@
 """What the study `query_key` found, as text and as a few numbers."""
 
-from collections.abc import Iterable, Iterator
-from statistics import mean, stdev
+from collections.abc import Iterator
+from statistics import geometric_mean, mean
 from typing import Any
 
+from attractor.lab.report import deviation, with_deviation
 from attractor.lab.studies.study import Results
 
 Row = dict[str, Any]
@@ -33,8 +34,10 @@ def headline(results: Results) -> dict[str, float]:
         numbers["transformer_slope"] = mean(row["slope"] for row in layers)
     couplings = coupling_rows(results, centred="mean")
     if couplings:
-        for target in ("precision", "hebb"):
-            numbers[f"couplings_cosine_{target}"] = mean(row["cosines"][target] for row in couplings)
+        numbers["couplings_cosine_hebb"] = mean(row["cosines"]["hebb"] for row in couplings)
+        numbers["couplings_cosine_precision"] = mean(
+            row["cosines"][f"precision {likeliest(row):g}"] for row in couplings
+        )
     for row in results["ablation"]:
         name = f"{row['optimiser']}_{row['variant'].replace(' ', '_')}"
         numbers[f"{name}_test"] = mean(scores(row, "test"))
@@ -59,9 +62,14 @@ def coupling_rows(results: Results, *, centred: str) -> list[Row]:
     return [row for row in rows if row["centred"] == centred]
 
 
+def likeliest(row: Row) -> float:
+    """The ridge with which the Gaussian field gives validation images the highest likelihood."""
+    return float(max(zip(row["likelihoods"], row["ridges"], strict=True))[1])
+
+
 def scores(row: Row, split: str) -> list[float]:
     """Of every seed, the geometric mean of the tasks' errors."""
-    return [_geometric(run[split].values()) for run in row["runs"]]
+    return [geometric_mean(run[split].values()) for run in row["runs"]]
 
 
 def rank_within(ranks: Row, task: str, *, excess: float = 0.01) -> int:
@@ -73,13 +81,6 @@ def rank_within(ranks: Row, task: str, *, excess: float = 0.01) -> int:
             break
         kept = rank
     return int(kept)
-
-
-def _geometric(values: Iterable[float]) -> float:
-    product, count = 1.0, 0
-    for value in values:
-        product, count = product * value, count + 1
-    return float(product ** (1 / count))
 
 
 def _layers(rows: list[Row]) -> Iterator[str]:
@@ -114,11 +115,18 @@ def _couplings(rows: list[Row]) -> Iterator[str]:
                 f"{name} {found[target][0]:+.3f} ± {found[target][1]:.3f}"
                 for name, found in row["controls"].items()
             )
+            # every inverse tends to C as its ridge grows: what of the cosine is not that
+            beyond = "" if target == "hebb" else f"   beyond hebb {row['beyond hebb'][target]:+.3f}"
             yield (
-                f"  J against {target:10}  cosine {value:+.3f} ({drawn}, identity "
+                f"  J against {target:16}  cosine {value:+.3f} ({drawn}, identity "
                 f"{row['identity'][target]:+.3f})   rank correlation {row['norms'][target]:+.2f}   "
-                f"slope {row['slopes'][target]:+.2f}"
+                f"slope {row['slopes'][target]:+.2f}   cosine to hebb {row['to hebb'][target]:+.3f}{beyond}"
             )
+        found = ", ".join(
+            f"{ridge:g}: {value:.4g}"
+            for ridge, value in zip(row["ridges"], row["likelihoods"], strict=True)
+        )
+        yield f"  log-likelihood of validation images by ridge, nats per dimension: {found}"
 
 
 def _ranks(ranks: Row) -> Iterator[str]:
@@ -133,14 +141,14 @@ def _ranks(ranks: Row) -> Iterator[str]:
 def _ablation(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         ridge = "" if row["ridge"] is None else f", ridge {row['ridge']:g}"
-        last = [run["curve"][-1] for run in row["runs"]]
         tests = {task: [run["test"][task] for run in row["runs"]] for task in row["runs"][0]["test"]}
         errors = ", ".join(f"{task} {_spread(values)}" for task, values in tests.items())
-        chosen = f"rate {row['rate']:g}{ridge}"
-        yield (
-            f"{row['optimiser']:5}{row['variant']:26}{chosen:22} validation {_spread(last)}   test {errors}"
-        )
+        last = _spread([run["curve"][-1] for run in row["runs"]])
+        best = ", ".join(f"{step}: {e:.4f}" for step, e in zip(row["steps"], row["best"], strict=True))
+        way = f"{row['optimiser']:5}{row['variant']:26}rate {row['rate']:g}{ridge}"
+        yield (f"{way}, of {len(row['screened'])}   validation {last}   test {errors}")
+        yield f"{'':31}the lowest of any setting at step {best}"
 
 
 def _spread(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+    return with_deviation(mean(values), deviation(values))
