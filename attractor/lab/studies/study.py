@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from attractor.images import ImageSplits
 from attractor.lab.config import Config
 
+SEEDS = 1000  # of a study's draws belong to each seed of a run, so that no two runs share one
 Results = dict[str, Any]  # plain values, as they stand in results.json
 Tell = Callable[[str], Any]  # what is being done now, for the progress bar
 

@@ -25,6 +25,7 @@ from attractor.lab.studies.fast_weights.choices import (
     rules_of,
     unit,
 )
+from attractor.lab.studies.study import SEEDS
 from attractor.theory.fast_weights import FastWeights, State
 from attractor.theory.feature_maps import Identity
 from attractor.theory.signal_to_noise import (
@@ -69,7 +70,7 @@ def _score(outputs: Tensor, values: Tensor, places: Tensor) -> tuple[Tensor, Ten
 def generators(config: FastWeightsConfig, seed: int) -> Iterator[Generator]:
     """One for each draw of a measurement."""
     for draw in range(config.seeds):
-        yield Generator().manual_seed(1000 * seed + draw)
+        yield Generator().manual_seed(SEEDS * seed + draw)
 
 
 def retrieval(config: FastWeightsConfig, seed: int, tell: Callable[[str], Any]) -> dict[str, Any]:

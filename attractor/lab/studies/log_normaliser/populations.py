@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.lab.studies.config import LogNormaliserConfig
-from attractor.lab.studies.study import Results
+from attractor.lab.studies.study import SEEDS, Results
 from attractor.theory.log_normaliser import (
     Discrete,
     GaussianMixture,
@@ -72,7 +72,7 @@ def trajectories(shape: str, variance: float, theory: LogNormaliserConfig, *, se
     gaussian = gaussian_quantiles(theory.particles, like=directions)[:, None].expand(-1, 8)
     found: Results = {"shape": shape, "variance": variance, "gaussian": [], "start": [], "kurtosis": []}
     for offset in range(theory.seeds):
-        x = restore(_sample(shape, theory.particles, Generator().manual_seed(1000 * seed + offset)))
+        x = restore(_sample(shape, theory.particles, Generator().manual_seed(SEEDS * seed + offset)))
         start = x @ directions
         rows: dict[str, list[float]] = {"gaussian": [], "start": [], "kurtosis": []}
         for t in range(theory.iterations + 1):

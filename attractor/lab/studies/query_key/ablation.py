@@ -27,7 +27,7 @@ from attractor.lab.studies.query_key.matrices import (
     query_key,
     trained_tokens,
 )
-from attractor.lab.studies.study import Tell
+from attractor.lab.studies.study import SEEDS, Tell
 from attractor.lab.training import fit
 from attractor.physics import SGD, Adam, NonFiniteError, PseudoLikelihood
 from attractor.physics.optimisers import Optimiser
@@ -86,7 +86,7 @@ def ablation(config: Config, splits: ImageSplits, tell: Tell) -> list[dict[str, 
     they come to at the end: how fast this way can be. It is of the seed of the screening.
     """
     fields = query_key(config)
-    reported = range(config.seed, config.seed + fields.seeds)
+    reported = range(SEEDS * config.seed, SEEDS * config.seed + fields.seeds)
     rows = []
     for optimiser, variants in VARIANTS.items():
         for variant in variants:
