@@ -5,13 +5,14 @@ The more alike, the larger the score; q (B, P) are queries, k (M, P) keys, score
     dot           q . k                                    cosine       q . k / (|q| |k|)
     euclidean     -|q - k|^2 / 2                           manhattan    -sum_p |q_p - k_p|
     mahalanobis   -(q - k)^T (Sigma + ridge I)^-1 (q - k) / 2,  Sigma the covariance of the keys
-    inverse_euclidean, inverse_manhattan     1 / distance, for the distances above
+    inverse_euclidean     2 / |q - k|^2                inverse_manhattan     1 / sum_p |q_p - k_p|
 
 Source: Millidge et al. 2022, arXiv 2202.04557, and its code. Departures: they score a distance by its
 inverse, 1 / sum_p (q_p - k_p)^2 and 1 / sum_p |q_p - k_p|, and divide the scores of a query by their sum.
 Here a distance is scored by its negative, so that softmax(beta sim) is the posterior of Gaussian noise of
 variance 1/beta (`euclidean`) and of Laplace noise of scale 1/beta (`manhattan`), and equals softmax of
-beta q . k where all keys have the same norm. Inverses stay positive, which identity and polynomial need.
+beta q . k where all keys have the same norm. Inverses, `Inverse` of any distance, stay
+positive, which identity and polynomial need; the 2 falls out where weights are divided by their sum.
 """
 
 from abc import ABC, abstractmethod

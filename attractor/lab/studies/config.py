@@ -23,6 +23,7 @@ class OlsAttentionConfig(TheoryConfig):
     adam_rates: list[float] = field(default_factory=list)
     plain_rates: list[float] = field(default_factory=list)  # of plain gradient descent
     seeds: int = MISSING  # random starts
+    start_scales: list[float] = field(default_factory=list)  # of smaller starts, a control; or none
     short_context: int = MISSING  # images of the contexts that are drawn anew at every step
 
 
@@ -81,6 +82,8 @@ class CapacityConfig(TheoryConfig):
     fixed: int = MISSING  # number of stored images while the corruption varies
     variances: list[float] = field(default_factory=list)  # of the noise, squared pixels
     fractions: list[float] = field(default_factory=list)  # of the tokens, that are occluded
+    similarities: list[str] = field(default_factory=list)  # names in baselines.similarities
+    separations: list[str] = field(default_factory=list)  # names in baselines.separations
     powers: list[float] = field(default_factory=list)  # of the polynomial separations
     ridges: list[float] = field(default_factory=list)  # of the Mahalanobis similarity, squared pixels
     queries: int = MISSING  # corrupted images of each measurement

@@ -16,8 +16,7 @@ from attractor.lab.errors import ConfigError
 from attractor.lab.studies import capacity
 from attractor.lab.studies.capacity.retrieval import (
     BETAS,
-    POSITIVE,
-    SIMILAR,
+    DISTANCES,
     THRESHOLD,
     Queries,
     draw_queries,
@@ -40,6 +39,8 @@ SMALL = (
     "theory.queries=8",
     "theory.seeds=2",
 )
+SIMILARITIES = ["dot", "cosine", "euclidean", "manhattan", "mahalanobis"]
+ALL = {"similarities": SIMILARITIES, "separations": ["identity", "polynomial", "softmax", "max"]}
 SPLITS = synthetic(train=90, validation=20, test=5)
 NOISE = Denoise(0.3)
 
@@ -52,9 +53,10 @@ def done(study_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 def test_everything_is_measured_at_every_point(done: Any) -> None:
     """Each row has a score of each seed at each x: one lost in the loop is a curve of another seed."""
     curves = done.results["curves"]
-    expected = {f"{name}, {kind}" for name in SIMILAR for kind in ("max", "softmax")}
-    expected |= {f"{name}, {kind}" for name in POSITIVE for kind in ("identity", "polynomial 3")}
-    expected |= {"mean", "bare_attention", "bare_attention+evidence"}
+    expected = {f"{name}, {kind}" for name in SIMILARITIES for kind in ("max", "softmax")}
+    positive = [f"{'inverse_' * (name in DISTANCES)}{name}" for name in SIMILARITIES]
+    expected |= {f"{name}, {kind}" for name in positive for kind in ("identity", "polynomial 3")}
+    expected |= {"mahalanobis, max, ridge 0.1", "mean", "bare_attention", "bare_attention+evidence"}
     points = {"stored": [2, 6], "variances": [0.1, 0.5], "fractions": [0.5]}
     for axis, x in points.items():
         assert set(curves[axis]) == expected
@@ -168,14 +170,50 @@ def test_the_memory_is_chosen_too_and_max_needs_no_beta() -> None:
 def test_every_memory_is_an_average_of_stored_images() -> None:
     """Normalised weights: all predictions stay within the pixels that are stored, and need no clipping."""
     stored = draw_stored(SPLITS.train, seed=0, count=7)
-    theory = CapacityConfig(powers=[2, 10], ridges=[0.1])
-    known = memories(stored, theory)
-    assert len(known) == 16
+    known = memories(stored, CapacityConfig(powers=[2, 10], ridges=[0.1], **ALL))
+    assert len(known) == 25
     queries = draw_queries(NOISE, stored, count=9, seed=0)
     low, high = to_pixels(stored.images).amin(0) - 1e-5, to_pixels(stored.images).amax(0) + 1e-5
     for candidates in known.values():
         found = recall(candidates, queries)[0]
         assert ((found >= low) & (found <= high)).all()
+
+
+def test_the_ridge_is_chosen_and_the_least_has_a_row_of_its_own() -> None:
+    """All ridges are offered to each row of Mahalanobis, in ascending order; the extra row has one."""
+    stored = draw_stored(SPLITS.train, seed=0, count=7)
+    known = memories(stored, CapacityConfig(powers=[2], ridges=[1.0, 0.1, 10.0], **ALL))
+    for row, candidates in known.items():
+        chosen = "mahalanobis" in row and "ridge" not in row
+        assert len(candidates) == (3 if chosen else 1)
+    assert known["mahalanobis, max, ridge 0.1"] == known["mahalanobis, max"][:1]
+    centred = stored.keys.double() - stored.keys.double().mean(0)
+    for ridge, memory in zip((0.1, 1.0, 10.0), known["mahalanobis, max"], strict=True):
+        precision = (centred.T @ centred / 7 + ridge * torch.eye(64)).inverse()
+        expected = (
+            -torch.einsum("p,pq,q->", centred[1] - centred[2], precision, centred[1] - centred[2]) / 2
+        )
+        assert float(memory.scores(stored.keys[1:2])[0, 2]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_identity_weighs_by_the_inverse_of_a_distance() -> None:
+    """y = sum_m v_m / d_m / sum_m 1 / d_m for each distance, in float64: with -d far images would win."""
+    stored = draw_stored(SPLITS.train, seed=0, count=9)
+    known = memories(stored, CapacityConfig(powers=[2], ridges=[0.1], **ALL))
+    query = draw_queries(NOISE, stored, count=1, seed=0).scored.corrupted.flatten(1)
+    difference = (query - stored.keys).double()
+    centred = stored.keys.double() - stored.keys.double().mean(0)
+    precision = (centred.T @ centred / 9 + 0.1 * torch.eye(64)).inverse()
+    distances = {
+        "euclidean": difference.square().sum(1),
+        "manhattan": difference.abs().sum(1),
+        "mahalanobis": ((difference @ precision) * difference).sum(1),
+    }
+    for name, distance in distances.items():
+        weights = 1 / distance
+        expected = weights @ stored.keys.double() / weights.sum()
+        (memory,) = known[f"inverse_{name}, identity"]
+        torch.testing.assert_close(memory.retrieve(query)[0].double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +222,21 @@ def test_every_memory_is_an_average_of_stored_images() -> None:
         ("theory.stored=[]", "theory.stored is empty"),
         ("theory.variances=[0.0]", r"theory.variances has 0.0"),
         ("theory.ridges=[-1.0]", r"theory.ridges has -1"),
+        ("theory.variances=[0.1,0.1]", r"theory.variances has \[0.1\] more than once"),
+        ("theory.fractions=[2.0]", r"theory.fractions has 2.0; .* below 1"),
+        ("theory.fractions=[1.0]", r"theory.fractions has 1.0; .* below 1"),
+        ("theory.powers=[0.0]", r"theory.powers has 0.0"),
+        ("theory.similarities=[]", "theory.similarities is empty"),
+        ("theory.similarities=[dot,euclid]", "unknown similarity 'euclid'; use one of cosine, dot"),
+        ("theory.separations=[soft]", "unknown separation 'soft'; use one of identity, max"),
         ("theory.queries=0", "theory.queries is 0"),
+        ("theory.fixed=0", "theory.fixed is 0"),
+        ("theory.seeds=0", "theory.seeds is 0"),
+        ("task.noise_variance=0.0", "noise variance is 0.0"),
+        ("rule=backprop", "rule=backprop trains transformers"),
+        ("rule=ridge", "Gaussian"),
+        ("model.projection=3 model.measure=circles", "model.projection"),
+        ("model.patch=0", "patch"),
         ("theory.learned=[3]", r"theory.learned has \[3\]"),
         ("model=transformer", "attractor network"),
     ],
@@ -194,7 +246,7 @@ def test_values_that_cannot_be_used_are_refused(
 ) -> None:
     """Before any work, naming the field."""
     with pytest.raises(ConfigError, match=message):
-        capacity.check(make_config(*SMALL, override))
+        capacity.check(make_config(*SMALL, *override.split()))
 
 
 @pytest.mark.parametrize(
@@ -221,3 +273,4 @@ def test_the_experiments_are_composed(make_config: Callable[..., Config]) -> Non
         assert isinstance(config.theory, CapacityConfig)
         assert config.data.name == data
         assert config.theory.fixed in config.theory.learned
+        assert config.dynamics.evidence

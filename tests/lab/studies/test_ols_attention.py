@@ -16,7 +16,7 @@ from attractor.images import ImageSplits, synthetic
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import ols_attention
 from attractor.lab.studies.ols_attention.contexts import errors_in_contexts
-from attractor.lab.studies.ols_attention.descent import regimes
+from attractor.lab.studies.ols_attention.descent import regimes, smaller_starts
 from attractor.lab.studies.ols_attention.measures import (
     controls,
     flatness,
@@ -34,6 +34,7 @@ SMALL = (
     "theory.steps=40",
     "theory.seeds=2",
     "theory.short_context=12",
+    "theory.start_scales=[0.3]",
 )
 
 
@@ -137,6 +138,17 @@ def test_the_narrow_layer_is_wide_enough(problem: Problem) -> None:
     assert errors[-1] < 1e-2 < 1 < errors[0]
 
 
+def test_smaller_starts_are_the_same_starts_smaller(problem: Problem) -> None:
+    """Every weight times the scale, by either method; otherwise the control controls nothing."""
+    rates: Any = {"adam_rates": [0.01], "plain_rates": [0.01]}
+    whole = regimes(problem, **rates, count=12)["in_weights"].start(Generator().manual_seed(3))
+    for regime in smaller_starts(problem, **rates, scale=0.1).values():
+        small = regime.start(Generator().manual_seed(3))
+        assert len(small.weights) == 5
+        for weight, expected in zip(small.weights, whole.weights, strict=True):
+            torch.testing.assert_close(weight, 0.1 * expected, rtol=1e-15, atol=0)
+
+
 def test_the_rate_is_the_best_of_those_that_do_not_diverge(problem: Problem) -> None:
     """1e-9 does not move and 1e6 diverges; if all diverge that is said."""
     plain = regimes(problem, adam_rates=[0.01], plain_rates=[1e-9, 0.01, 1e6], count=12)["in_weights_plain"]
@@ -179,6 +191,13 @@ def test_a_tiny_run(done: Any) -> None:
         assert all(start[-1] < start[0] for start in entry["errors"])
         assert entry["steps"][0] == 0
         assert entry["steps"][-1] == 40
+    assert [(entry["scale"], entry["method"]) for entry in results["smaller_starts"]] == [
+        (0.3, "adam"),
+        (0.3, "plain"),
+    ]
+    for entry in results["smaller_starts"]:
+        assert len(entry["errors"]) == len(entry["overlaps"]) == 2
+        assert f"start times 0.3, {entry['method']}, rate {entry['rate']:g}" in done.output
     for name in (
         "least squares of the context",
         "trained for any task and context",
@@ -186,7 +205,7 @@ def test_a_tiny_run(done: Any) -> None:
         "exchanged",
     ):
         assert name in done.output
-    assert (done.path / "figures" / "theory_ols_attention.png").stat().st_size > 20_000
+    assert (done.path / "figures" / "ols_attention.png").stat().st_size > 20_000
 
 
 def test_the_same_seed_measures_the_same(done: Any, splits: ImageSplits) -> None:
@@ -198,6 +217,8 @@ def test_the_same_seed_measures_the_same(done: Any, splits: ImageSplits) -> None
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("theory.images=1", r"theory\.images is 1; it must be at least 2"),
+        ("theory.start_scales=[0.0]", r"theory\.start_scales is \[0\.0\].*positive"),
         ("theory.steps=0", r"theory\.steps is 0"),
         ("theory.seeds=0", r"theory\.seeds is 0"),
         ("theory.short_context=61", r"short_context=61 exceeds theory\.images=60"),
@@ -220,6 +241,24 @@ def test_what_cannot_be_measured_is_refused(
 
     with pytest.raises(ConfigError, match=message):
         run()
+
+
+def test_the_least_that_is_accepted_can_be_measured(
+    make_config: Callable[..., Any], splits: ImageSplits, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Two images, contexts of one, one hidden pixel: no raw error, no label exchanged with itself.
+
+    With one label the context of exchanged labels would be that of training, and look like a success.
+    """
+    least = ("theory.images=2", "theory.short_context=1", "theory.steps=2", "theory.seeds=1")
+    config = make_config(*tiny, *SMALL, *least, "task.mask_fraction=0.06", "theory.start_scales=[]")
+    ols_attention.check(config)
+    results = ols_attention.measure(config, splits, lambda what: None)
+    assert results["hidden"] == 1
+    assert results["smaller_starts"] == []
+    assert list(results["contexts"]) == ["training", "other", "few", "half"]
+    assert "exchanged" not in ols_attention.table(results)
+    assert ols_attention.draw(results, tmp_path)["ols_attention"].exists()
 
 
 def test_the_experiment_composes(make_config: Callable[..., Any], root: Path) -> None:

@@ -6,18 +6,22 @@ Against the number of stored images, the variance of the noise, and the fraction
 Source: Millidge et al. 2022, arXiv 2202.04557; docs/theory.md says where this departs from it.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from attractor.baselines.universal import similarity
 from attractor.images import Denoise, ImageSplits, Masked, Task
-from attractor.lab.build import build_candidates
+from attractor.lab.build import build_candidates, build_network
+from attractor.lab.build_rule import build_rule
 from attractor.lab.config import AttractorConfig, Config
 from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.report import deviation
 from attractor.lab.studies.capacity.retrieval import (
     BETAS,
     Queries,
@@ -27,6 +31,7 @@ from attractor.lab.studies.capacity.retrieval import (
     memories,
     retrievals,
     scores,
+    separations,
 )
 from attractor.lab.studies.config import CapacityConfig
 from attractor.lab.studies.study import Results, Tell
@@ -34,10 +39,18 @@ from attractor.lab.studies.study import Results, Tell
 AXES = {"stored": "images stored", "variances": "variance of the noise", "fractions": "fraction occluded"}
 METRICS = {
     "nearest": "fraction nearest to the original",
-    "within": "fraction within the paper's threshold",
+    "within": "fraction within the threshold of the paper's code",
     "mse": "mean squared error (pixel^2)",
 }
 EXAMPLES = 4  # images of each corruption
+_NUMBERS = {  # lists of positive numbers, and what they stay below
+    "stored": math.inf,
+    "learned": math.inf,
+    "variances": math.inf,
+    "fractions": 1.0,
+    "powers": math.inf,
+    "ridges": math.inf,
+}
 
 
 def check(config: Config) -> None:
@@ -47,14 +60,17 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"capacity needs an attractor network, not {config.model.name}; use bare_attention"
         )
-    build_candidates(config, evidence=False)
-    for name in ("stored", "variances", "fractions", "powers", "ridges"):
-        if not getattr(theory, name):
+    lists = {name: getattr(theory, name) for name in ("similarities", "separations", *_NUMBERS)}
+    for name, values in lists.items():
+        if not values and name != "learned":
             raise ConfigError(f"theory.{name} is empty; give at least one value")
-    for name in ("stored", "learned", "variances", "fractions", "powers", "ridges"):
-        for value in getattr(theory, name):
-            if not 0 < value < float("inf"):
-                raise ConfigError(f"theory.{name} has {value}; every value must be positive and finite")
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise ConfigError(f"theory.{name} has {twice} more than once; give every value once")
+    for name, below in _NUMBERS.items():
+        for value in lists[name]:
+            if not 0 < value < below:
+                most = "finite" if below == math.inf else f"below {below:g}"
+                raise ConfigError(f"theory.{name} has {value}; every value must be positive and {most}")
     for name in ("fixed", "queries", "seeds"):
         if getattr(theory, name) < 1:
             raise ConfigError(f"theory.{name} is {getattr(theory, name)}; it must be at least 1")
@@ -62,6 +78,12 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"theory.learned has {other}, which are neither in theory.stored nor theory.fixed"
         )
+    with configuring():
+        for name in theory.similarities:
+            similarity(name)
+        separations(theory)
+        Denoise(config.task.noise_variance)
+    _check_network(config, config.model)
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
@@ -121,14 +143,14 @@ def table(results: Results) -> str:
             lines += [" " * 36 + "".join(f"{x:>8g}" for x in points) + "       ±"]
             for row in sorted(results["curves"][axis], key="mean".__eq__):  # that comes last
                 curve = results["curves"][axis][row]
-                values = {x: np.array(v) for x, v in zip(curve["x"], curve[metric], strict=True)}
-                cells = "".join(f"{values[x].mean():8.3f}" if x in values else " " * 8 for x in points)
-                spread = max(v.std(ddof=min(1, len(v) - 1)) for v in values.values())
-                lines.append(f"  {row:34}{cells}{spread:8.3f}")
+                values = dict(zip(curve["x"], curve[metric], strict=True))
+                cells = "".join(f"{fmean(values[x]):8.3f}" if x in values else " " * 8 for x in points)
+                spread = max(map(deviation, values.values()))
+                lines.append(f"  {row:34}{cells}" + ("" if math.isnan(spread) else f"{spread:8.3f}"))
     network, fixed = results["network"], results["fixed"]
     if "parameters" in network:
         equal = network["parameters"] / results["pixels"]
-        spent = {count: np.mean(seconds) for count, seconds in network["seconds"].items()}
+        spent = {count: fmean(seconds) for count, seconds in network["seconds"].items()}
         lines += [
             "",
             f"numbers stored: {network['name']} {network['parameters']:,}, as many as {equal:,.0f} images; "
@@ -143,6 +165,15 @@ def draw(results: Results, folder: Path) -> dict[str, Path]:
     from attractor.lab.studies.capacity import figures  # matplotlib takes a second to import
 
     return figures.draw(results, folder)
+
+
+def _check_network(config: Config, model: AttractorConfig) -> None:
+    """Refuse what training would refuse, on four tokens: how large the images are is not known."""
+    build_candidates(config, evidence=bool(config.dynamics.evidence))
+    side = 2 * max(model.patch, 1)
+    place: Any = {"device": config.device, "backend": config.backend}
+    network = build_network(model, torch.zeros(1, side, side), seed=config.seed, **place)
+    build_rule(config.rule, network, {}, seed=config.seed)
 
 
 def _theory(config: Config) -> CapacityConfig:
@@ -200,5 +231,5 @@ def _headline(results: Results) -> dict[str, float]:
         curve = results["curves"]["stored"].get(row)
         if curve is not None:
             for metric in ("nearest", "mse"):
-                found[f"{row}, {metric}, {curve['x'][-1]} stored"] = float(np.mean(curve[metric][-1]))
+                found[f"{row}, {metric}, {curve['x'][-1]} stored"] = fmean(curve[metric][-1])
     return found

@@ -1,6 +1,7 @@
 """Figures of the study of capacity: by similarity, by separation, and what is called up."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, save, show
+from attractor.lab.report import deviation
 
 _SIMILARITIES = ("dot", "cosine", "euclidean", "manhattan", "mahalanobis")
 _METRICS = {
     "nearest": "original is nearest\n(fraction)",
-    "within": "within the paper's\nthreshold (fraction)",
+    "within": "within the threshold of\nthe paper's code (fraction)",
     "mse": "mean squared error\n(pixel$^2$)",
 }
 _AXES = {
@@ -58,8 +60,8 @@ def _by_similarity(results: dict[str, Any]) -> dict[str, Line]:
 
 def _by_separation(results: dict[str, Any]) -> dict[str, Line]:
     """A colour for each separation: of the dot product drawn through, of the Euclidean distance dashed."""
-    rows = [row for row in results["curves"]["stored"] if row.startswith("dot, ")]
-    separations = sorted((row.removeprefix("dot, ") for row in rows), key=_sharpness)
+    rows = [row.split(", ") for row in results["curves"]["stored"] if ", " in row]
+    separations = sorted({row[1] for row in rows}, key=_sharpness)
     lines: dict[str, Line] = {}
     for similarity, style in (("dot", "-"), ("euclidean", "--")):
         for index, separation in enumerate(separations):
@@ -122,8 +124,8 @@ def _panel(axes: Axes, curves: dict[str, Any], metric: str, lines: dict[str, Lin
     for row, (label, style) in lines.items():
         if row in curves:
             x = curves[row]["x"]
-            values = np.array(curves[row][metric])  # (x, seeds)
-            mean, std = values.mean(1), values.std(1, ddof=min(1, values.shape[1] - 1))
+            values = curves[row][metric]  # (x, seeds)
+            mean, std = (np.array([of(seeds) for seeds in values]) for of in (fmean, deviation))
             axes.plot(x, mean, label=label, **style)
             axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.1, linewidth=0)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.baselines import UniversalMemory
-from attractor.baselines.separations import Identity, Max, Polynomial, Separation, Softmax
-from attractor.baselines.similarities import Euclidean
-from attractor.baselines.universal import similarity
+from attractor.baselines.separations import Max, Polynomial, Separation, Softmax
+from attractor.baselines.similarities import Euclidean, Inverse
+from attractor.baselines.universal import separation, similarity
 from attractor.images import Corrupted, Task, pixel_mean, to_pixels
 from attractor.lab.build import build_candidates, build_network
 from attractor.lab.build_rule import build_rule, jitter_of
@@ -25,10 +25,10 @@ from attractor.lab.selection import choose
 from attractor.lab.studies.config import CapacityConfig
 from attractor.lab.training import fit
 
-SIMILAR = ("dot", "cosine", "euclidean", "manhattan", "mahalanobis")
-POSITIVE = ("dot", "inverse_euclidean")  # of images, which identity and polynomial need
+DISTANCES = ("euclidean", "manhattan", "mahalanobis")  # whose scores are negative
 BETAS = tuple(2.0**k for k in range(-5, 11))
-# An image is retrieved, in the paper, if the summed squared error of 784 pixels is at most 50.
+# An image counts as retrieved, in the code of the paper, if the summed squared error of its 784 pixels is
+# at most a threshold: 60 by default, and 50 where a figure of fractions against thresholds marks one.
 THRESHOLD = 50 / 784
 _TIE = 1e-4  # squared pixels; float32 predictions of 784 pixels are off by less
 _CHOOSING = 1_000_003  # added to the seed of the corruptions that are chosen by
@@ -80,20 +80,40 @@ def draw_queries(task: Task, stored: Stored, *, count: int, seed: int) -> Querie
     return Queries(drawn(seed), drawn(seed + _CHOOSING), own)
 
 
+def separations(theory: CapacityConfig) -> dict[str, Separation]:
+    """Those that are named, polynomials by their power; the weights of all of them sum to 1.
+
+    Raises ValueError for an unknown name.
+    """
+    found: dict[str, Separation] = {}
+    for name in theory.separations:
+        if name == "polynomial":
+            for power in theory.powers:
+                found[f"{name} {power:g}"] = separation(name, power=power, normalised=True)
+        else:
+            found[name] = separation(name, **({"normalised": True} if name == "identity" else {}))
+    return found
+
+
 def memories(stored: Stored, theory: CapacityConfig) -> dict[str, list[UniversalMemory]]:
-    """Row, "similarity, separation" -> the memories to choose from: one, or one for every ridge."""
-    powers: dict[str, Separation] = {"identity": Identity(normalised=True)}
-    powers |= {f"polynomial {power:g}": Polynomial(power, normalised=True) for power in theory.powers}
+    """Row, "similarity, separation" -> the memories to choose from: one, or one for every ridge.
+
+    Identity and polynomials need scores of 0 or more, and get the inverse of a distance. Of Mahalanobis
+    and max the least ridge has a row of its own, where it is one of several.
+    """
     found: dict[str, list[UniversalMemory]] = {}
-    for name in dict.fromkeys(SIMILAR + POSITIVE):
-        options = [{"ridge": ridge} for ridge in theory.ridges] if name == "mahalanobis" else [{}]
-        fitted = [similarity(name, **option).fitted(stored.keys) for option in options]
-        separations: dict[str, Separation] = {"max": Max(), "softmax": Softmax()} if name in SIMILAR else {}
-        separations |= powers if name in POSITIVE else {}
-        for kind, separation in separations.items():
-            found[f"{name}, {kind}"] = [
-                UniversalMemory(stored.keys, similarity=one, separation=separation) for one in fitted
+    for name in theory.similarities:
+        ridges = [{"ridge": ridge} for ridge in sorted(theory.ridges)] if name == "mahalanobis" else [{}]
+        fitted = [similarity(name, **ridge).fitted(stored.keys) for ridge in ridges]
+        for kind, separate in separations(theory).items():
+            inverse = name in DISTANCES and isinstance(separate, Polynomial)
+            similar = [Inverse(one) if inverse else one for one in fitted]
+            row = f"{'inverse_' * inverse}{name}, {kind}"
+            found[row] = [
+                UniversalMemory(stored.keys, similarity=one, separation=separate) for one in similar
             ]
+            if len(ridges) > 1 and isinstance(separate, Max):
+                found[f"{row}, ridge {ridges[0]['ridge']:g}"] = found[row][:1]
     return found
 
 
@@ -157,8 +177,8 @@ def scores(prediction: Tensor, queries: Queries, keys: Tensor) -> dict[str, floa
     """Means over the queries.
 
     nearest: the original is nearer to the prediction than every other stored image, by more than rounding:
-    the mean of two images is no retrieval of either. within: its squared error is within the threshold of
-    the paper. mse: the squared error of a pixel.
+    the mean of two images is no retrieval of either. within: its squared error is within `THRESHOLD`.
+    mse: the squared error of a pixel.
     """
     error = queries.scored.squared_error(prediction)
     closeness = Euclidean().relative(prediction.flatten(1).double(), keys.double())

@@ -6,9 +6,8 @@ constructed and trained layers say when the context changes, which their slow me
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies.config import OlsAttentionConfig
 from attractor.lab.studies.ols_attention.contexts import errors_in_contexts
-from attractor.lab.studies.ols_attention.descent import Descent, Regime, regimes
-from attractor.lab.studies.ols_attention.figure import TITLES, draw_figure
+from attractor.lab.studies.ols_attention.descent import Descent, Regime, regimes, smaller_starts
+from attractor.lab.studies.ols_attention.figure import draw_figure
 from attractor.lab.studies.ols_attention.measures import (
     controls,
     flatness,
@@ -32,29 +31,33 @@ from attractor.lab.studies.ols_attention.measures import (
     whitened,
 )
 from attractor.lab.studies.ols_attention.problem import Problem, build_problem
+from attractor.lab.studies.ols_attention.tables import table
 from attractor.lab.studies.study import Results, Tell
 from attractor.theory.ols_attention import LinearTransformer, best_similarity, least_squares_layer
 from attractor.theory.query_key import cosine
+
+__all__ = ["check", "draw", "measure", "table"]
 
 
 def check(config: Config) -> None:
     """See `Study`."""
     theory = _theory(config)
-    for name in ("images", "side", "steps", "seeds", "short_context"):
-        if (value := getattr(theory, name)) < 1:
-            raise ConfigError(f"theory.{name} is {value}; it must be at least 1")
+    # one image, less its own mean, has nothing left
+    for name, least in (("images", 2), ("side", 1), ("steps", 1), ("seeds", 1), ("short_context", 1)):
+        if (value := getattr(theory, name)) < least:
+            raise ConfigError(f"theory.{name} is {value}; it must be at least {least}")
     if theory.short_context > theory.images:
         raise ConfigError(
             f"theory.short_context={theory.short_context} exceeds theory.images={theory.images}"
         )
-    for name in ("ridges", "adam_rates", "plain_rates"):
+    for name in ("ridges", "adam_rates", "plain_rates", "start_scales"):
         values: list[float] = getattr(theory, name)
         allowed = [value for value in values if 0 < value < math.inf or (value == 0 and name == "ridges")]
-        if not values or allowed != values:
-            least = "0 or more" if name == "ridges" else "positive"
-            raise ConfigError(
-                f"theory.{name} is {values}; it needs at least one value, all finite and {least}"
-            )
+        needed = name != "start_scales"
+        if allowed != values or (needed and not values):
+            said = "it needs at least one value, all" if needed else "values must be"
+            sign = "0 or more" if name == "ridges" else "positive"
+            raise ConfigError(f"theory.{name} is {values}; {said} finite and {sign}")
 
 
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
@@ -82,6 +85,7 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     for key, regime in found.items():
         descents[key], rate = _descents(config, problem, regime, tell)
         trained[key] = {"rate": rate} | _described(problem, descents[key], best)
+    starts = _smaller_starts(config, problem, tell)
     tell("other contexts")
     values = problem.spectrum.values
     results: Results = {
@@ -102,6 +106,7 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
         "controls": controls(problem, seeds=theory.seeds, seed=config.seed),
         "best": {"gains": gains(problem, best), "overlap": overlap(problem, best)},
         "trained": trained,
+        "smaller_starts": starts,
         "contexts": errors_in_contexts(problem, descents, count=theory.short_context, ridges=theory.ridges),
     }
     return results | {"headline": _headline(results)}
@@ -151,6 +156,20 @@ def _descents(config: Config, problem: Problem, regime: Regime, tell: Tell) -> t
     return done, rate
 
 
+def _smaller_starts(config: Config, problem: Problem, tell: Tell) -> list[dict[str, Any]]:
+    """Where descent from smaller starts ends, with the labels in the weights: lists over starts."""
+    theory = _theory(config)
+    rates: Any = {"adam_rates": theory.adam_rates, "plain_rates": theory.plain_rates}
+    found = []
+    for scale in theory.start_scales:
+        for method, regime in smaller_starts(problem, scale=scale, **rates).items():
+            done, rate = _descents(config, problem, regime, tell)
+            errors, overlaps = ([getattr(one, name)[-1] for one in done] for name in ("errors", "overlaps"))
+            entry = {"scale": scale, "method": method, "rate": rate, "errors": errors, "overlaps": overlaps}
+            found.append(entry)
+    return found
+
+
 def _described(problem: Problem, descents: list[Descent], best: Tensor) -> dict[str, Any]:
     """What was found: a list over starts of everything."""
     found = [_of_one(problem, done, best) for done in descents]
@@ -195,51 +214,6 @@ def _headline(results: Results) -> dict[str, float]:
     }
 
 
-def table(results: Results) -> str:
-    """See `Study`."""
-    lines = [
-        f"{results['hidden']} hidden from {results['visible']} visible pixels, {results['images']} images, "
-        f"rank {results['rank']}, condition {results['condition']:.1e}; error on "
-        f"{results['test_images']} test images",
-        f"training mean {results['training_mean_mse']:.5f}   least squares {results['ols_mse']:.5f}",
-        "",
-        "constructed layer: largest gap to scikit-learn, relative",
-        f"{'ridge':>8}{'gap':>10}{'by labels':>11}{'naive':>10}{'error':>10}{'validation':>12}",
-    ]
-    lines += [
-        f"{row['ridge']:8g}{row['gap']:10.1e}{row['labels_gap']:11.1e}{row['naive_gap']:10.1e}"
-        f"{row['mse']:10.5f}{row['validation_mse']:12.5f}"
-        for row in results["construction"]
-    ]
-    lines += ["", f"{results['steps']} steps, {results['seeds']} starts, mean ± deviation; A against G^+"]
-    lines.append(
-        _row("", ("excess error", "gap to OLS", "overlap", "on the labels", "spectrum", "test error"))
-    )
-    for key, entry in results["trained"].items():
-        errors, overlaps = ([start[-1] for start in entry[name]] for name in ("errors", "overlaps"))
-        columns = (errors, entry["prediction_gap"], overlaps, entry["label_overlap"], entry["spectrum"])
-        said = [_spread(column) for column in (*columns, entry["mse"])]
-        lines.append(_row(f"{TITLES[key]}, rate {entry['rate']:g}", said))
-    for name, entry in results["controls"].items():
-        said = [_spread(entry[column]) for column in ("overlap", "label_overlap", "spectrum")]
-        lines.append(_row(f"{name} A", ["", "", *said]))
-    contexts = results["contexts"]
-    lines += ["", "test error in other contexts", _row("", list(contexts))]
-    lines += [
-        _row(TITLES[key], [_spread(found[key]) for found in contexts.values()])
-        for key in contexts["training"]
-    ]
-    return "\n".join(lines)
-
-
-def _row(title: str, columns: Sequence[str]) -> str:
-    return f"{title:46}" + "".join(f"{column:>18}" for column in columns)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.3g} ± {stdev(values):.1g}" if len(values) > 1 else f"{values[0]:.3g}"
-
-
 def draw(results: Results, folder: Path) -> dict[str, Path]:
     """See `Study`."""
-    return {"theory_ols_attention": draw_figure(results, folder)}
+    return {"ols_attention": draw_figure(results, folder)}

@@ -31,7 +31,8 @@ def errors_in_contexts(
     """Test error of every layer in every context: a list over starts, of one number where none was drawn.
 
     Scores are summed over the context, as in the layer, so that half of the images say half as much; the
-    context of `count` images is scaled up. A new layer for the context is the reference: refit, and refit
+    context of `count` images is scaled up. A single hidden pixel has no label to exchange, and no such
+    context. A new layer for the context is the reference: refit, and refit
     with that of the ridges which has the least error on validation images.
     """
     (x, y), (x_other, y_other) = problem.context, problem.other
@@ -42,8 +43,9 @@ def errors_in_contexts(
         "other": _Context(x_other, y_other),
         "few": _Context(gain * x_other[:count], gain * y_other[:count]),
         "half": _Context(x[:half], y[:half]),
-        "exchanged": _Context(x, y.roll(shift, 1), shift),
     }
+    if shift:
+        contexts["exchanged"] = _Context(x, y.roll(shift, 1), shift)
     constructed = least_squares_layer(x, y)
     methods: dict[str, list[Predict]] = {
         "constructed": [lambda queries, tokens, labels: constructed(queries, tokens)],

@@ -31,12 +31,12 @@ class Trainee:
         return self.layer(queries, context)
 
 
-def labels_in_weights(problem: Problem, width: int, generator: Generator) -> Trainee:
+def labels_in_weights(problem: Problem, width: int, generator: Generator, *, scale: float = 1.0) -> Trainee:
     """All five matrices, of this width, on the one context: |X A G B - Y|^2."""
     x, y = problem.rows
     d, m = x.shape[1], y.shape[1]
     shapes = ((d, width), (d, width), (d, width), (width, width), (width, m))
-    weights = [_start(shape, generator) for shape in shapes]
+    weights = [scale * _start(shape, generator) for shape in shapes]
     layer = LinearTransformer(*weights)
     return Trainee(layer, weights, lambda: _share(layer(x, x) - y, problem.context[1]), labels=False)
 
@@ -136,16 +136,11 @@ def regimes(
 ) -> dict[str, Regime]:
     """Every regime by its key in the results."""
     d, m = problem.context[0].shape[1], problem.context[1].shape[1]
+    plain = smaller_starts(problem, adam_rates=adam_rates, plain_rates=plain_rates, scale=1.0)["plain"]
 
     def by_adam(title: str, start: Callable[..., Trainee], width: int, **more: Any) -> Regime:
         return Regime(title, lambda g: start(problem, width, g, **more), adam, adam_rates)
 
-    plain = Regime(
-        "labels in the weights, plain",
-        lambda g: labels_in_weights(problem, d, g),
-        gradient_descent,
-        plain_rates,
-    )
     return {
         "in_weights": by_adam("labels in the weights", labels_in_weights, d),
         "in_weights_narrow": by_adam(f"labels in the weights, width {m}", labels_in_weights, m),
@@ -156,7 +151,24 @@ def regimes(
     }
 
 
+def smaller_starts(
+    problem: Problem, *, adam_rates: list[float], plain_rates: list[float], scale: float
+) -> dict[str, Regime]:
+    """Labels in the weights by both methods, from starts `scale` times as large: adam, plain."""
+    d = problem.context[0].shape[1]
+
+    def start(generator: Generator) -> Trainee:
+        return labels_in_weights(problem, d, generator, scale=scale)
+
+    title = "labels in the weights" + (f", start times {scale:g}" if scale != 1 else "")
+    return {
+        "adam": Regime(title, start, adam, adam_rates),
+        "plain": Regime(f"{title}, plain", start, gradient_descent, plain_rates),
+    }
+
+
 def _start(shape: tuple[int, int], generator: Generator) -> Tensor:
+    """Normal numbers of variance 1 / rows, with which a product keeps the size of what it multiplies."""
     return torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[0])
 
 

@@ -52,7 +52,7 @@ def draw_figure(results: Results, folder: Path) -> Path:
         _gains(panels[2], results)
         _contexts(panels[3], results)
         legend_below(figure, panels)
-        return save(figure, folder, "theory_ols_attention")
+        return save(figure, folder, "ols_attention")
 
 
 def _curves(axes: Axes, results: Results, quantity: str, keys: tuple[str, ...]) -> None:
@@ -125,7 +125,8 @@ def _contexts(axes: Axes, results: Results) -> None:
         "constructed_in_context": {"color": _PINK, "mfc": "white", "marker": "s"},
         "any_context": {"color": _PINK, "marker": "s"},
     }
-    contexts = [results["contexts"][name] for name in _CONTEXTS]
+    names = [name for name in _CONTEXTS if name in results["contexts"]]
+    contexts = [results["contexts"][name] for name in names]
     for place, (key, style) in enumerate(shown.items()):
         label = {} if key in _COLOURS else {"label": TITLES[key]}  # the trained ones have their lines
         where = np.arange(len(contexts)) + 0.13 * (place - 2.5)
@@ -134,7 +135,7 @@ def _contexts(axes: Axes, results: Results) -> None:
     mean = results["training_mean_mse"]
     axes.axhline(mean, color=_GREY, linestyle=":", label="training mean", zorder=0)
     count = results["short_context"]
-    axes.set_xticks(range(len(contexts)), [name.format(count) for name in _CONTEXTS.values()], fontsize=6)
+    axes.set_xticks(range(len(contexts)), [_CONTEXTS[name].format(count) for name in names], fontsize=6)
     axes.set_ylim(0, None)
     axes.set_xlabel("context")
     axes.set_ylabel("test error (pixel$^2$)")

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d
 
 from attractor.images import ImageSplits, to_pixels
-from attractor.lab.errors import ConfigError
+from attractor.lab.errors import ConfigError, configuring
 from attractor.physics.whitening import Spectrum, spectrum
 
 Pair = tuple[Tensor, Tensor]  # visible pixels (n, d) and hidden pixels (n, m), both centred
@@ -62,7 +62,8 @@ def build_problem(
 ) -> Problem:
     """Hide round(fraction P) of the P pixels, the same of all images; these and the contexts are drawn.
 
-    Raises ConfigError where there are too few training images, or none or all of the pixels are hidden.
+    Raises ConfigError where there are too few training images, or none or all of the pixels are hidden, or
+    the visible ones do not vary.
     """
     if len(splits.train) < 2 * images:
         raise ConfigError(
@@ -84,7 +85,8 @@ def build_problem(
     (x, y), validated, tested = (
         ((part - mean)[:, seen], (part - mean)[:, unseen]) for part in (train, validation, test)
     )
-    scale = (images * spectrum(x[:images].T @ x[:images] / images).values.mean()).rsqrt()
+    with configuring():
+        scale = (images * spectrum(x[:images].T @ x[:images] / images).values.mean()).rsqrt()
     return Problem(
         context=(scale * x[:images], scale * y[:images]),
         other=(scale * x[images:], scale * y[images:]),
