@@ -1,6 +1,7 @@
 """The study of capacity: how it draws, chooses and scores, against plain loops; and a tiny run of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -262,7 +263,7 @@ def test_what_does_not_fit_the_data_is_refused(
     """The data are known then, and nothing has been learned yet."""
     splits: ImageSplits = SPLITS
     with pytest.raises(ConfigError, match=message):
-        capacity.measure(make_config(*SMALL, "theory.learned=[]", override), splits, lambda text: None)
+        capacity.check_data(make_config(*SMALL, "theory.learned=[]", override), splits)
 
 
 def test_the_experiments_are_composed(make_config: Callable[..., Config]) -> None:
@@ -274,3 +275,20 @@ def test_the_experiments_are_composed(make_config: Callable[..., Config]) -> Non
         assert config.data.name == data
         assert config.theory.fixed in config.theory.learned
         assert config.dynamics.evidence
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_two_seeds_of_a_sweep_share_a_draw(
+    seed: int, study_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or the deviation that `collect` prints over them would be of fewer draws than it says."""
+    drawn: list[int] = []
+
+    def draw(images: Any, *, seed: int, count: int) -> Any:
+        drawn.append(seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capacity, "draw_stored", draw)
+    with pytest.raises(KeyboardInterrupt):
+        study_run(tmp_path / "run", *SMALL, f"seed={seed}")
+    assert drawn == [1000 * seed]

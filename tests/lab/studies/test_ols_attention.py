@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from attractor.images import ImageSplits, synthetic
 from attractor.lab.errors import ConfigError
 from attractor.lab.studies import ols_attention
 from attractor.lab.studies.ols_attention.contexts import errors_in_contexts
-from attractor.lab.studies.ols_attention.descent import regimes, smaller_starts
+from attractor.lab.studies.ols_attention.descent import Descent, Regime, regimes, smaller_starts
 from attractor.lab.studies.ols_attention.measures import (
     controls,
     flatness,
@@ -26,6 +25,7 @@ from attractor.lab.studies.ols_attention.measures import (
     overlap,
 )
 from attractor.lab.studies.ols_attention.problem import Problem, build_problem
+from attractor.physics import NonFiniteError
 
 SMALL = (
     "experiment=ols_attention",
@@ -149,12 +149,31 @@ def test_smaller_starts_are_the_same_starts_smaller(problem: Problem) -> None:
             torch.testing.assert_close(weight, 0.1 * expected, rtol=1e-15, atol=0)
 
 
-def test_the_rate_is_the_best_of_those_that_do_not_diverge(problem: Problem) -> None:
-    """1e-9 does not move and 1e6 diverges; if all diverge that is said."""
+def test_rates_are_ranked_by_the_error_at_the_end(problem: Problem) -> None:
+    """1e-9 does not move and 1e6 diverges."""
     plain = regimes(problem, adam_rates=[0.01], plain_rates=[1e-9, 0.01, 1e6], count=12)["in_weights_plain"]
-    assert plain.choose_rate(Generator().manual_seed(0), 30) == 0.01
-    with pytest.raises(ConfigError, match=r"diverges at every rate of .*1000000"):
-        replace(plain, rates=[1e6]).choose_rate(Generator().manual_seed(0), 30)
+    assert plain.ranked_rates(Generator().manual_seed(0), 30) == [0.01, 1e-9]
+
+
+def test_a_start_that_diverges_costs_the_rate_and_not_the_study(
+    study_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The screening's start says nothing of the others: all of them take its next rate, or that is said."""
+    descend = Regime.descend
+    allowed = {0.01}
+
+    def fragile(self: Regime, generator: Generator, steps: int, rate: float, overlap: Any) -> Descent:
+        if rate not in allowed:
+            raise ArithmeticError("the error is inf")
+        return descend(self, generator, steps, rate, overlap)
+
+    monkeypatch.setattr(Regime, "descend", fragile)
+    rates = ("theory.adam_rates=[0.01,0.02]", "theory.plain_rates=[0.01,0.02]")
+    trained = study_run(tmp_path / "run", *SMALL, *rates).results["trained"]
+    assert {entry["rate"] for entry in trained.values()} == {0.01}
+    allowed.clear()
+    with pytest.raises(NonFiniteError, match=r"labels in the weights: a start diverges at every rate of"):
+        study_run(tmp_path / "none", *SMALL, *rates)
 
 
 def test_contexts_change_what_the_weights_do_not_know(problem: Problem) -> None:
@@ -237,7 +256,7 @@ def test_what_cannot_be_measured_is_refused(
 
     def run() -> None:
         ols_attention.check(config)
-        ols_attention.measure(config, splits, lambda what: None)
+        ols_attention.check_data(config, splits)
 
     with pytest.raises(ConfigError, match=message):
         run()

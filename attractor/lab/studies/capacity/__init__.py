@@ -34,7 +34,7 @@ from attractor.lab.studies.capacity.retrieval import (
     separations,
 )
 from attractor.lab.studies.config import CapacityConfig
-from attractor.lab.studies.study import Results, Tell
+from attractor.lab.studies.study import SEEDS, Results, Tell
 
 AXES = {"stored": "images stored", "variances": "variance of the noise", "fractions": "fraction occluded"}
 METRICS = {
@@ -86,14 +86,21 @@ def check(config: Config) -> None:
     _check_network(config, config.model)
 
 
+def check_data(config: Config, splits: ImageSplits) -> None:
+    """Refuse to store more images than there are, and to occlude none or all of the tokens."""
+    theory = _theory(config)
+    most = max(*theory.stored, theory.fixed)
+    if most > len(splits.train):
+        raise ConfigError(
+            f"{most} images are to be stored, but {splits.name} has {len(splits.train)} to train on"
+        )
+    list(_tasks(config, theory.fixed, splits.side))
+
+
 def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
     """See `Study`. curves: axis -> row -> x, and the scores at each x of each seed."""
     theory = _theory(config)
     counts = sorted({*theory.stored, theory.fixed})
-    if counts[-1] > len(splits.train):
-        raise ConfigError(
-            f"{counts[-1]} images are to be stored, but {splits.name} has {len(splits.train)} to train on"
-        )
     tasks = {count: list(_tasks(config, count, splits.side)) for count in counts}
     curves: dict[str, dict[str, Any]] = {axis: {} for axis in AXES}
     results: Results = {
@@ -108,7 +115,8 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
         "curves": curves,
         "examples": {},
     }
-    for seed in range(config.seed, config.seed + theory.seeds):
+    first = SEEDS * config.seed
+    for seed in range(first, first + theory.seeds):
         for count in counts:
             stored = draw_stored(splits.train, seed=seed, count=count)
             known, network = memories(stored, theory), None
@@ -125,7 +133,7 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
                     found = scores(prediction, queries, stored.keys)
                     _add(curves[axis], row, x, {**found, "choice": choice})
                     predictions[row] = prediction
-                if seed == config.seed and _is_example(config, axis, x, count):
+                if seed == first and _is_example(config, axis, x, count):
                     results["examples"][f"{AXES[axis]} {x:g}"] = _examples(queries, predictions)
     return results | {"headline": _headline(results)}
 
@@ -140,7 +148,7 @@ def table(results: Results) -> str:
             condition = f"{results['fixed']} stored"
         for metric, meaning in METRICS.items():
             lines += ["", f"{meaning}, {condition}, against {words}"]
-            lines += [" " * 36 + "".join(f"{x:>8g}" for x in points) + "       ±"]
+            lines += [" " * 36 + "".join(f"{x:>8g}" for x in points) + "   most ±"]
             for row in sorted(results["curves"][axis], key="mean".__eq__):  # that comes last
                 curve = results["curves"][axis][row]
                 values = dict(zip(curve["x"], curve[metric], strict=True))

@@ -32,11 +32,12 @@ from attractor.lab.studies.ols_attention.measures import (
 )
 from attractor.lab.studies.ols_attention.problem import Problem, build_problem
 from attractor.lab.studies.ols_attention.tables import table
-from attractor.lab.studies.study import Results, Tell
+from attractor.lab.studies.study import SEEDS, Results, Tell
+from attractor.physics import NonFiniteError
 from attractor.theory.ols_attention import LinearTransformer, best_similarity, least_squares_layer
 from attractor.theory.query_key import cosine
 
-__all__ = ["check", "draw", "measure", "table"]
+__all__ = ["check", "check_data", "draw", "measure", "table"]
 
 
 def check(config: Config) -> None:
@@ -60,10 +61,14 @@ def check(config: Config) -> None:
             raise ConfigError(f"theory.{name} is {values}; {said} finite and {sign}")
 
 
-def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
-    """See `Study`. Raises ConfigError for too few training images and for rates that all diverge."""
+def check_data(config: Config, splits: ImageSplits) -> None:
+    """Refuse too few training images, and pixels of which none can be hidden or seen."""
+    _problem(config, splits)
+
+
+def _problem(config: Config, splits: ImageSplits) -> Problem:
     theory = _theory(config)
-    problem = build_problem(
+    return build_problem(
         splits,
         images=theory.images,
         side=theory.side,
@@ -71,6 +76,11 @@ def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
         test_images=config.eval.images,
         seed=config.seed,
     )
+
+
+def measure(config: Config, splits: ImageSplits, tell: Tell) -> Results:
+    """See `Study`. Raises NonFiniteError where every rate diverges."""
+    theory, problem = _theory(config), _problem(config, splits)
     tell("the constructed layer")
     construction = [_construction(problem, ridge) for ridge in theory.ridges]
     found = regimes(
@@ -144,16 +154,27 @@ def _construction(problem: Problem, ridge: float) -> dict[str, float]:
 
 
 def _descents(config: Config, problem: Problem, regime: Regime, tell: Tell) -> tuple[list[Descent], float]:
+    """Every start at one rate: the best of the screening, or the next where a start diverges at it."""
     theory = _theory(config)
+
+    def draws(place: int) -> Generator:
+        return Generator().manual_seed(SEEDS * config.seed + place)
+
     tell(f"{regime.title}: rates")
     # the seed of the rates is none of the others
-    draws = [Generator().manual_seed(config.seed * 1000 + place) for place in range(theory.seeds + 1)]
-    rate = regime.choose_rate(draws[0], theory.steps)
-    done = []
-    for place, generator in enumerate(draws[1:], start=1):
-        tell(f"{regime.title}: start {place} of {theory.seeds}")
-        done.append(regime.descend(generator, theory.steps, rate, lambda a: overlap(problem, a)))
-    return done, rate
+    for rate in regime.ranked_rates(draws(0), theory.steps):
+        done = []
+        try:
+            for place in range(1, theory.seeds + 1):
+                tell(f"{regime.title}: start {place} of {theory.seeds}, rate {rate:g}")
+                done.append(regime.descend(draws(place), theory.steps, rate, lambda a: overlap(problem, a)))
+        except ArithmeticError:
+            continue
+        return done, rate
+    raise NonFiniteError(
+        f"{regime.title}: a start diverges at every rate of {regime.rates}; give lower ones, "
+        "theory.adam_rates or, for plain gradient descent, theory.plain_rates"
+    )
 
 
 def _smaller_starts(config: Config, problem: Problem, tell: Tell) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.baselines.descent import Error, adam, gradient_descent
-from attractor.lab.errors import ConfigError
 from attractor.lab.studies.ols_attention.problem import Problem
 from attractor.theory.ols_attention import LinearTransformer
 
@@ -94,16 +93,11 @@ class Regime:
     method: Method
     rates: list[float]
 
-    def choose_rate(self, generator: Generator, steps: int) -> float:
-        """The rate with the lowest error at the end. Raises ConfigError if all of them diverge."""
+    def ranked_rates(self, generator: Generator, steps: int) -> list[float]:
+        """The rates that do not diverge, of the same start; the lowest error at the end first."""
         state = generator.get_state()
         ends = {rate: self._end(generator.set_state(state), rate, steps) for rate in self.rates}
-        best = min(ends, key=lambda rate: ends[rate])
-        if ends[best] == float("inf"):
-            raise ConfigError(
-                f"{self.title}: descent diverges at every rate of {self.rates}; use lower ones"
-            )
-        return best
+        return sorted((rate for rate in ends if ends[rate] < float("inf")), key=ends.__getitem__)
 
     def _end(self, generator: Generator, rate: float, steps: int) -> float:
         trainee = self.start(generator)
