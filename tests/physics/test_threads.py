@@ -1,4 +1,4 @@
-"""The threads of the fused kernel: torch's own, or a pool where torch has no OpenMP of GCC."""
+"""The threads of the fused kernel: torch's own, or none where torch has no OpenMP of GCC."""
 
 import signal
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ class _Fewer:
         self._library.GOMP_parallel(function, data, 1, flags)
 
 
-@pytest.fixture(params=["torch", "fewer", "pool"])
+@pytest.fixture(params=["torch", "fewer", "none"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Functions are compiled anew for each kind of threads."""
     library = threads.openmp()
     assert library is not None, "torch for Linux brings the OpenMP of GCC"
-    kinds = {"torch": library, "fewer": _Fewer(library), "pool": None}
+    kinds = {"torch": library, "fewer": _Fewer(library), "none": None}
     monkeypatch.setattr(threads, "openmp", lambda: kinds[request.param])
     compiled = (cpu._gradient, cpu._one_sided, cpu_adam._compiled)
     for function in compiled:

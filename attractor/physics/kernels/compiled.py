@@ -3,7 +3,6 @@
 import ctypes
 import struct
 from collections.abc import Sequence
-from concurrent.futures import wait
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -47,7 +46,8 @@ class Compiled:
     def in_parallel(self, calls: Sequence[Arguments]) -> None:
         """Call it once with each of the arguments, every call in a thread of its own; wait for all.
 
-        No thread runs Python, so nothing of it, an interrupt least of all, comes between them.
+        No thread runs Python, so nothing of it, an interrupt least of all, comes between them. Without
+        OpenMP they are done one after the other: an interrupt that comes between them is raised at the end.
         """
         if len(calls) == 1:
             self(*calls[0])
@@ -57,13 +57,13 @@ class Compiled:
             data = struct.pack("<q" + self._packed * len(calls), *everything)
             self._library.GOMP_parallel(self._region, data, len(calls), 0)
         else:
-            futures = [threads.pool(len(calls)).submit(self, *call) for call in calls]
+            left = iter(calls)
             try:
-                wait(futures)
-            finally:  # an interrupt must not leave threads behind that write
-                wait(futures)
-            for future in futures:
-                future.result()
+                for call in left:
+                    self(*call)
+            finally:
+                for call in left:
+                    self(*call)
 
     def _plain(self, arguments: Arguments) -> list[Any]:
         everything = (self._constants, *arguments)

@@ -1,12 +1,12 @@
 """Threads for the fused CPU kernel: torch's own where they can be had.
 
 torch's threads are OpenMP's, and for some 15 ms after an operation of torch those that have nothing to do
-spin, waiting for the next. Threads of our own share the cores with them: two of them made a step 1.1 times
-as fast as one, two of torch's make it 1.7 times as fast.
+spin, waiting for the next. Threads of our own would share the cores with them: two of them made a step 1.1
+times as fast as one, two of torch's make it 1.7 times as fast. And an interrupt that comes while Python
+waits for threads can leave a lock behind that is never released, so there are none.
 """
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,3 @@ def openmp() -> Any:
         library.GOMP_parallel.restype = None
         return library
     return None
-
-
-@cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Where there is no such library."""
-    return ThreadPoolExecutor(threads, "attractor")
