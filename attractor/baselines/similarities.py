@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attractor.physics.whitening import Spectrum, spectrum
+from attractor.physics.whitening import Spectrum, second_moments, spectrum
 
 _FLOOR = 1e-6  # of a distance that is inverted: what float32 leaves of the distance of an image to itself
 
@@ -98,8 +98,7 @@ class Mahalanobis(Similarity):
 
     def fitted(self, keys: Tensor) -> "Whitened":
         centred = keys.double() - keys.double().mean(0)
-        covariance = centred.T @ centred / len(keys)
-        return Whitened(spectrum(covariance, ridge=self.ridge, singular=self.singular))
+        return Whitened(spectrum(second_moments(centred), ridge=self.ridge, singular=self.singular))
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         return self.fitted(keys).scores(queries, keys)

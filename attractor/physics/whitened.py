@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from attractor.physics.optimisers import Optimiser
-from attractor.physics.whitening import Spectrum, spectrum
+from attractor.physics.whitening import Spectrum, second_moments, spectrum
 
 
 class Whitened(Optimiser):
@@ -107,6 +107,6 @@ def token_spectra(tokens: Tensor, *, ridge: float) -> list[Spectrum]:
     if tokens.dim() != 3 or not len(tokens):
         raise ValueError(f"tokens are {tuple(tokens.shape)}, expected (B, N, D) with B at least 1")
     x = tokens.double().transpose(0, 1)  # (N, B, D)
-    moments = x.mT @ x / len(tokens)
+    moments = second_moments(x)
     scale = moments.diagonal(dim1=1, dim2=2).mean(1)
     return [spectrum(moment, ridge=ridge * float(m)) for moment, m in zip(moments, scale, strict=True)]

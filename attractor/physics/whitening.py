@@ -36,6 +36,11 @@ class Spectrum:
         return (self.vectors * self.values**exponent) @ self.vectors.T
 
 
+def second_moments(x: Tensor) -> Tensor:
+    """<x x^T> (..., D, D), the mean over n samples x (..., n, D): the covariance, where x is centred."""
+    return x.mT @ x / x.shape[-2]
+
+
 def spectrum(gram: Tensor, *, ridge: float = 0.0, singular: bool = True) -> Spectrum:
     """The `Spectrum` of G + ridge I, for a symmetric positive semi-definite G (D, D), in its own type.
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attractor.physics.whitening import spectrum
+from attractor.physics.whitening import second_moments, spectrum
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def deviations(tokens: Tensor) -> Tensor:
 
 def covariance(cloud: Tensor) -> Tensor:
     """C (D, D) of deviations (B, N, D)."""
-    flat = cloud.flatten(0, 1)
-    return flat.mT @ flat / len(flat)
+    return second_moments(cloud.flatten(0, 1))
 
 
 def expansion(before: Tensor, after: Tensor) -> Expansion:

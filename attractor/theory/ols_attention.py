@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from attractor.physics.whitening import spectrum
+from attractor.physics.whitening import second_moments, spectrum
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def best_similarity(x: Tensor, *, context: int) -> Tensor:
     _check_data(x, x)
     if context < 1:
         raise ValueError(f"a context has at least one token, got {context}")
-    covariance = x.T @ x / len(x)
+    covariance = second_moments(x)
     fourth = (x * x.square().sum(1, keepdim=True)).T @ x / len(x)
     square = covariance @ covariance
     return covariance @ spectrum(square + (fourth - square) / context).power(-1)

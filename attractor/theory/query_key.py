@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.physics import Gaussian, Hopfield, LocalEnergy, Ridge
-from attractor.physics.whitening import Spectrum, spectrum
+from attractor.physics.whitening import Spectrum, second_moments, spectrum
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -86,12 +86,6 @@ def permuted_sources(blocks: Tensor, *, generator: Generator) -> Tensor:
     return shuffled
 
 
-def second_moments(tokens: Tensor) -> Tensor:
-    """<x x^T> (N D, N D) of tokens (B, N, D), all tokens of an image joined."""
-    flat = tokens.flatten(1)
-    return flat.T @ flat / len(flat)
-
-
 def pair_targets(tokens: Tensor, *, ridge: float) -> dict[str, Tensor]:
     """What J_ij might be, from tokens (B, N, D), centred or not: name -> (N, N, D, D), 0 at [i, i].
 
@@ -111,7 +105,7 @@ def pair_targets(tokens: Tensor, *, ridge: float) -> dict[str, Tensor]:
         raise ValueError(f"tokens are {tuple(tokens.shape)}, expected (B, N, D) with B at least 1")
     n, d = tokens.shape[1:]
     tokens = tokens.double()
-    moments = second_moments(tokens)
+    moments = second_moments(tokens.flatten(1))  # (N D, N D), all tokens of an image joined
     ridge = ridge * float(moments.diagonal().mean())
     off = ~torch.eye(n, dtype=torch.bool)[..., None, None]
     blocks = moments.view(n, d, n, d).transpose(1, 2)

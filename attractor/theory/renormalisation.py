@@ -31,7 +31,7 @@ Source: Shim 2021, arXiv 2205.01080 (the operator, theorem 1). Growth and the ot
 import torch
 from torch import Tensor
 
-from attractor.physics.whitening import spectrum
+from attractor.physics.whitening import second_moments, spectrum
 
 
 class Renormalisation:
@@ -51,7 +51,7 @@ class Renormalisation:
             raise ValueError(f"x is {tuple(x.shape)}, expected (n, D) = (n, {len(self.mean)}), n over 0")
         deviations = x - x.mean(0)
         try:
-            found = spectrum(deviations.mT @ deviations / len(x), singular=False)
+            found = spectrum(second_moments(deviations), singular=False)
         except ValueError as error:
             raise ValueError(
                 f"the {len(x)} points x of dim {x.shape[1]} cannot be renormalised: {error}"

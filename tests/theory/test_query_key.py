@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Generator, Tensor
 
 from attractor.physics import LocalEnergy, Pairwise, Sphere
-from attractor.physics.whitening import spectrum
+from attractor.physics.whitening import second_moments, spectrum
 from attractor.theory import query_key as qk
 
 
@@ -177,11 +177,11 @@ def test_log_likelihood_is_scipys() -> None:
     found = qk.log_likelihood(tokens, spectrum(ridged))
     density = multivariate_normal(mean=np.zeros(6), cov=ridged.numpy()).logpdf(tokens.flatten(1).numpy())
     assert found == pytest.approx(density.mean() / 6, rel=1e-10)
-    moments = qk.second_moments(tokens)
+    moments = second_moments(tokens.flatten(1))
     own = qk.log_likelihood(tokens, spectrum(moments))
     assert all(qk.log_likelihood(tokens, spectrum(c * moments)) < own for c in (0.9, 1.1))
     with pytest.raises(ValueError, match="use a ridge"):
-        qk.log_likelihood(tokens[:4], spectrum(qk.second_moments(tokens[:4])))
+        qk.log_likelihood(tokens[:4], spectrum(second_moments(tokens[:4].flatten(1))))
 
 
 def test_beyond_is_the_cosine_of_residuals() -> None:

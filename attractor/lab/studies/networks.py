@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from attractor.images import ImageSplits, Task, pixel_mean
 from attractor.lab.assessment import choose_retrievals
 from attractor.lab.build import build_network, build_tasks
@@ -15,7 +17,7 @@ from attractor.lab.runs import load_run
 from attractor.lab.selection import Choice
 from attractor.lab.studies.config import NetworksConfig
 from attractor.lab.studies.study import Tell
-from attractor.lab.training import fit
+from attractor.lab.training import Step, fit
 
 
 @dataclass(frozen=True)
@@ -118,19 +120,24 @@ def train(config: Config, splits: ImageSplits, tell: Tell) -> Trained:
         for _ in range(2)
     )
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
-    for step in fit(
+    for step in training(config, network, tasks, splits.train):
+        if step.index % 50 == 0 or step.last:
+            tell(f"training {config.model.name}, step {step.index} of {config.train.steps}")
+    return Trained(config, network, untrained, tasks, best_choices(config, network, splits, tasks))
+
+
+def training(config: Config, network: Network, tasks: Mapping[str, Task], images: Tensor) -> Iterator[Step]:
+    """All steps of `config` on uint8 images (P, C, H, W), by its rule."""
+    return fit(
         network,
         build_rule(config.rule, network, tasks, seed=config.seed),
-        images=splits.train,
+        images=images,
         steps=config.train.steps,
         batch_size=config.train.batch_size,
         learning_rate=getattr(config.rule, "learning_rate", 0.0),
         jitter=jitter_of(config),
         seed=config.seed,
-    ):
-        if step.index % 50 == 0 or step.last:
-            tell(f"training {config.model.name}, step {step.index} of {config.train.steps}")
-    return Trained(config, network, untrained, tasks, best_choices(config, network, splits, tasks))
+    )
 
 
 def best_choices(

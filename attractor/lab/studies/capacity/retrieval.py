@@ -5,7 +5,7 @@ than those that are scored.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,12 +18,11 @@ from attractor.baselines.similarities import Euclidean, Inverse
 from attractor.baselines.universal import separation, similarity
 from attractor.images import Corrupted, Task, pixel_mean, to_pixels
 from attractor.lab.build import build_candidates, build_network
-from attractor.lab.build_rule import build_rule, jitter_of
 from attractor.lab.config import Config
 from attractor.lab.network import AttractorNetwork, Recall
 from attractor.lab.selection import choose
 from attractor.lab.studies.config import CapacityConfig
-from attractor.lab.training import fit
+from attractor.lab.studies.networks import training
 
 DISTANCES = ("euclidean", "manhattan", "mahalanobis")  # whose scores are negative
 BETAS = tuple(2.0**k for k in range(-5, 11))
@@ -142,17 +141,7 @@ def learn(config: Config, stored: Stored, *, seed: int) -> tuple[AttractorNetwor
         config.model, pixel_mean(stored.images), seed=seed, device=config.device, backend=config.backend
     )
     assert isinstance(network, AttractorNetwork)
-    steps = fit(
-        network,
-        build_rule(config.rule, network, {}, seed=seed),
-        images=stored.images,
-        steps=config.train.steps,
-        batch_size=config.train.batch_size,
-        learning_rate=getattr(config.rule, "learning_rate", 0.0),
-        jitter=jitter_of(config),
-        seed=seed,
-        max_seconds=config.train.max_seconds,
-    )
+    steps = training(replace(config, seed=seed), network, {}, stored.images)
     return network, sum(step.seconds for step in steps)
 
 

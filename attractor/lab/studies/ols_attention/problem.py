@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d
 
 from attractor.images import ImageSplits, to_pixels
 from attractor.lab.errors import ConfigError, configuring
-from attractor.physics.whitening import Spectrum, spectrum
+from attractor.physics.whitening import Spectrum, second_moments, spectrum
 
 Pair = tuple[Tensor, Tensor]  # visible pixels (n, d) and hidden pixels (n, m), both centred
 
@@ -86,7 +86,7 @@ def build_problem(
         ((part - mean)[:, seen], (part - mean)[:, unseen]) for part in (train, validation, test)
     )
     with configuring():
-        scale = (images * spectrum(x[:images].T @ x[:images] / images).values.mean()).rsqrt()
+        scale = (images * spectrum(second_moments(x[:images])).values.mean()).rsqrt()
     return Problem(
         context=(scale * x[:images], scale * y[:images]),
         other=(scale * x[images:], scale * y[images:]),

@@ -17,7 +17,7 @@ from attractor.lab.studies.query_key.matrices import (
     query_key,
     trained_tokens,
 )
-from attractor.physics.whitening import spectrum
+from attractor.physics.whitening import second_moments, spectrum
 from attractor.theory.query_key import (
     beyond,
     conjugated,
@@ -29,7 +29,6 @@ from attractor.theory.query_key import (
     permuted_sources,
     rank_correlation,
     rotated,
-    second_moments,
     symmetric,
     without_direction,
 )
@@ -114,7 +113,7 @@ def couplings(one: Trained, images: Tensor, validation: Tensor, config: Config) 
             for name, target in pair_targets(x, ridge=ridge).items():
                 projected = without_direction(target, mean) if centred == "mean" else target
                 targets["hebb" if name == "hebb" else f"{name} {ridge:g}"] = projected
-            moments = second_moments(x)
+            moments = second_moments(x.flatten(1))
             scale = float(moments.diagonal().mean())
             likelihoods.append(log_likelihood(y, spectrum(moments, ridge=ridge * scale)))
         rows.append(
@@ -142,7 +141,7 @@ def _against(j: Tensor, targets: dict[str, Tensor], tokens: Tensor, config: Conf
         each: Tensor = blocks.flatten(2).norm(dim=2)[off]
         return each
 
-    found = spectrum(second_moments(tokens))
+    found = spectrum(second_moments(tokens.flatten(1)))
 
     def gains(blocks: Tensor) -> Tensor:
         whole = blocks.transpose(1, 2).reshape(n * d, n * d)
