@@ -17,7 +17,7 @@ from attractor.physics.dynamics import (
     run,
 )
 from attractor.physics.energies import LocalEnergy
-from attractor.physics.evidence import Evidence
+from attractor.physics.evidence import Evidence, PixelEvidence, noisy, seen
 from attractor.physics.kernels import Backend
 from attractor.physics.measures import Circles, Gaussian, Measure, Sphere
 from attractor.physics.one_shot import Hebb, OneShotRule, Ridge
@@ -52,6 +52,7 @@ __all__ = [
     "NonFiniteError",
     "OneShotRule",
     "Pairwise",
+    "PixelEvidence",
     "PseudoLikelihood",
     "Ranks",
     "Ridge",
@@ -62,6 +63,8 @@ __all__ = [
     "Trajectory",
     "iterate",
     "neighbourhood",
+    "noisy",
     "random_start",
     "run",
+    "seen",
 ]
