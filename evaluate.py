@@ -21,7 +21,7 @@ from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.entry import launch
 from attractor.lab.examples import watch
 from attractor.lab.folder import RunFolder
-from attractor.lab.runs import enough_steps, load_run, same_data
+from attractor.lab.runs import enough_steps, load_run, same_data, same_images
 from attractor.lab.tracking import Tracker
 from attractor.lab.validation import validate_comparison
 
@@ -51,6 +51,7 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         if len({run.config.data.train_images for run in runs}) > 1:
             data.train_images = None  # the references, which are the same for all runs, see all images
         splits = build_data(data)
+    same_images(runs, splits)
     names = report.short_names([run.folder for run in runs])
     tasks = build_tasks(learned, patch=first.config.model.patch, side=splits.side)
     tracker = Tracker(

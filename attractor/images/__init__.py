@@ -5,9 +5,6 @@ Pixels are in [0, 1] everywhere but in the stored data sets, which are uint8.
 
 from attractor.images.datasets import (
     DATASETS,
-    DataError,
-    ImageSplits,
-    Loader,
     check_images,
     load,
     pixel_mean,
@@ -23,6 +20,7 @@ from attractor.images.patches import (
     to_patches,
     token_mask_to_pixels,
 )
+from attractor.images.splits import DataError, ImageSplits, Loader
 from attractor.images.tasks import Corrupted, Denoise, Masked, Reconstructor, Task
 
 __all__ = [

@@ -1,84 +1,17 @@
-"""Data sets of square images, held in memory as uint8 and split once and for all.
-
-The splits do not depend on the seed of an experiment: every run of every model is validated on the
-same images, and larger validation sets contain the smaller ones.
-"""
+"""The data sets, by name: embedded, made, read by torchvision, or from a file of one's own."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from attractor.images.arrays import npz
 from attractor.images.downloads import fetch
-
-_SPLIT_SEED = 0
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged, non-finite or of the wrong size."""
-
-
-@dataclass(frozen=True)
-class ImageSplits:
-    """Training, validation and test images, each uint8 (P, C, H, W) with H = W.
-
-    Raises DataError if a split is empty, of another type, not square or unlike the others.
-    """
-
-    name: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-
-    def __post_init__(self) -> None:
-        for split in ("train", "validation", "test"):
-            images: Tensor = getattr(self, split)
-            given = f"{self.name}: {split} images are {images.dtype} {tuple(images.shape)}"
-            if broken := int((~images.isfinite()).sum()) if images.is_floating_point() else 0:
-                raise DataError(f"{given} and hold {broken} non-finite values")
-            if images.dtype != torch.uint8 or images.dim() != 4:
-                raise DataError(f"{given}, expected torch.uint8 (P, C, H, W)")
-            if images.shape[-1] != images.shape[-2]:
-                raise DataError(f"{given}; images must be square, H = W")
-            if not images.numel():
-                raise DataError(f"{given}; every split needs at least one image")
-            if images.shape[1:] != self.train.shape[1:]:
-                raise DataError(f"{given}, but the training images are {tuple(self.train.shape)}")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all images and their order."""
-        digest = hashlib.sha256()
-        for images in (self.train, self.validation, self.test):
-            digest.update(f"{tuple(images.shape)}".encode())
-            digest.update(images.contiguous().numpy().data)
-        return digest.hexdigest()
-
-    def fewer(self, count: int) -> "ImageSplits":
-        """With `count` training images: the first in a fixed random order, so larger sets hold smaller."""
-        order = torch.randperm(len(self.train), generator=_generator(_SPLIT_SEED))
-        return replace(self, train=self.train[order[:count].sort().values])
-
-    @property
-    def channels(self) -> int:
-        return self.train.shape[1]
-
-    @property
-    def side(self) -> int:
-        return self.train.shape[-1]
-
-
-class Loader(Protocol):
-    """One data set. `validation` counts the images held out of training; None: the usual number."""
-
-    def __call__(
-        self, *, root: str | Path, validation: int | None = None, download: bool = False
-    ) -> ImageSplits: ...
+from attractor.images.splits import DataError, ImageSplits, Loader, fixed_order, hold_out
 
 
 def to_pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -110,7 +43,7 @@ def check_images(images: Tensor, *, channels: int, side: int) -> None:
 def load(
     name: str, *, root: str | Path, validation: int | None = None, download: bool = False
 ) -> ImageSplits:
-    """The data set `name` of `DATASETS`; `root` is the folder of the torchvision ones.
+    """The data set `name` of `DATASETS`; `root` is the folder of the torchvision ones, the file of npz.
 
     Raises ValueError for an unknown name or an impossible number of validation images, DataError
     for data that is missing or damaged.
@@ -130,9 +63,9 @@ def digits(*, root: str | Path = ".", validation: int | None = None, download: b
 
     levels = torch.from_numpy(load_digits().images)
     images = (levels * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    order = torch.randperm(len(images), generator=_generator(_SPLIT_SEED))
+    order = fixed_order(len(images))
     test, rest = images[order[:360]], images[order[360:].sort().values]
-    return _splits("digits", rest, test=test, validation=180 if validation is None else validation)
+    return hold_out("digits", rest, test=test, validation=180 if validation is None else validation)
 
 
 def synthetic(
@@ -151,7 +84,7 @@ def synthetic(
     Neighbouring pixels and the channels of a pixel are correlated. `train` counts the 64 validation
     images that are held out of it. `root` and `download` are not needed.
     """
-    generator = _generator(seed)
+    generator = Generator().manual_seed(seed)
     coarse = torch.randn(train + test, channels, 4, 4, generator=generator)
     shade = torch.randn(train + test, 1, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(
@@ -159,7 +92,7 @@ def synthetic(
     )
     images = (torch.sigmoid(3 * smooth) * 255).round().to(torch.uint8)
     held_out = 64 if validation is None else validation
-    return _splits("synthetic", images[:train], test=images[train:], validation=held_out)
+    return hold_out("synthetic", images[:train], test=images[train:], validation=held_out)
 
 
 @dataclass(frozen=True)
@@ -196,7 +129,7 @@ class _Torchvision:
         train = self._read(dataset, folder, train=True)
         test = self._read(dataset, folder, train=False)
         held_out = 1000 if validation is None else validation
-        return _splits(self.name, train, test=test, validation=held_out)
+        return hold_out(self.name, train, test=test, validation=held_out)
 
     def _download(self, dataset: Callable[..., Any], folder: Path) -> None:
         """All files or none; torchvision compares what it gets with the checksums that it knows."""
@@ -248,21 +181,6 @@ class _Torchvision:
         return images.contiguous()
 
 
-def _splits(name: str, images: Tensor, *, test: Tensor, validation: int) -> ImageSplits:
-    """Hold `validation` of the training `images` out, by a fixed permutation."""
-    if not 0 < validation < len(images):
-        raise ValueError(
-            f"{name}: {validation} validation images cannot be held out of {len(images)} training"
-            f" images; use data.validation=1 to {len(images) - 1}"
-        )
-    order = torch.randperm(len(images), generator=_generator(_SPLIT_SEED))
-    return ImageSplits(name, images[order[validation:].sort().values], images[order[:validation]], test)
-
-
-def _generator(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
 def _idx(folder: str) -> tuple[str, ...]:
     kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return tuple(f"{folder}/raw/{kind}-ubyte" for kind in kinds)
@@ -286,6 +204,7 @@ _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.me
 DATASETS: dict[str, Loader] = {
     "digits": digits,
     "synthetic": synthetic,
+    "npz": npz,
     "mnist": _Torchvision("mnist", "MNIST", (1, 28, 28), _idx("MNIST"), _MNIST_DIGESTS),
     "fashion_mnist": _Torchvision("fashion_mnist", "FashionMNIST", (1, 28, 28), _idx("FashionMNIST")),
     "cifar10": _Torchvision(

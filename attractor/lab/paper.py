@@ -24,7 +24,7 @@ from attractor.lab.comparison import compare, table
 from attractor.lab.errors import ConfigError
 from attractor.lab.jobs import Job
 from attractor.lab.report import TASK_WORDS, title
-from attractor.lab.runs import TrainedModel, enough_steps, load_run, same_data
+from attractor.lab.runs import TrainedModel, enough_steps, load_run, same_data, same_images
 
 # what the corruptions and the references follow from, beside what `same_data` looks at
 SHARED = ("data.train_images", "eval.seed")
@@ -91,6 +91,7 @@ def _run(given: argparse.Namespace) -> list[Path]:
     for patch, runs in groups.items():
         data = runs[0].config.data
         splits = build_data(replace(data, root=given.root or data.root))
+        same_images(runs, splits)
         with tqdm(desc=f"{patch}x{patch} patches", bar_format="{desc}  {elapsed}  {postfix}") as bar:
             found = compare(
                 runs,

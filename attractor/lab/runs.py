@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from attractor.images import Corrupted, check_images, token_mask_to_pixels
+from attractor.images import Corrupted, ImageSplits, check_images, token_mask_to_pixels
 from attractor.lab import checkpoints
 from attractor.lab.assessment import Choices, choices_from_json
 from attractor.lab.build import build_network
@@ -41,6 +41,7 @@ class TrainedModel:
     choices: Choices
     results: dict[str, Any]
     step: int  # of the checkpoint
+    images: str  # SHA-256 of those it was trained, validated and tested on
 
     def reconstruct(
         self, images: Tensor, mask: Tensor | None = None, *, steps: int | None = None
@@ -118,7 +119,7 @@ def load_run(
         config.model, manifest.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
     )
     checkpoints.fill(network.weights, checkpoints.load(stored, step=step, rows=network.rows), folder)
-    return TrainedModel(folder, config, network, choices, results, step)
+    return TrainedModel(folder, config, network, choices, results, step, manifest.data)
 
 
 def _unfinished(folder: Path) -> str:
@@ -159,9 +160,11 @@ def _schema(schemas: Mapping[str, type[Any]], values: dict[str, Any]) -> type[An
 def same_data(runs: Sequence[TrainedModel]) -> TaskConfig:
     """Refuse runs that cannot be compared: other data, corruptions, or patch size (the grain of the mask).
 
-    Returns their tasks, all that any of them has learned.
+    Images of one name may still be other images, which two runs on as many of them show; `same_images` sees
+    the rest. Returns their tasks, all that any of them has learned.
     """
     first = runs[0]
+    likes: dict[int | None, TrainedModel] = {}
     for run in runs[1:]:
         for name, mine, other in (
             ("data.name", run.config.data.name, first.config.data.name),
@@ -175,8 +178,33 @@ def same_data(runs: Sequence[TrainedModel]) -> TaskConfig:
                     f"{run.folder} has {name}={mine}, {first.folder} has {other}: their errors cannot be "
                     "compared; evaluate them apart"
                 )
+    for run in runs:
+        like = likes.setdefault(run.config.data.train_images, run)
+        if run.images != like.images:
+            raise ConfigError(
+                f"{run.folder} has the images of data.root={run.config.data.root}, {like.folder} others, "
+                f"of {like.config.data.root} (SHA-256 {_short(run.images)} and {_short(like.images)}): "
+                "their errors cannot be compared; evaluate them apart"
+            )
     learned = {name for run in runs for name in run.config.task.names}
     return replace(first.config.task, names=[name for name in TaskName if name in learned])
+
+
+def same_images(runs: Sequence[TrainedModel], splits: ImageSplits) -> None:
+    """Refuse images that are not those of the runs (ConfigError); `splits` has all that any of them saw."""
+    for run in runs:
+        count = run.config.data.train_images
+        found = (splits if count is None else splits.fewer(count)).fingerprint
+        if found != run.images:
+            raise ConfigError(
+                f"{run.folder} was trained on other images than these of {splits.name}: their SHA-256 is "
+                f"{_short(found)}, that of the run's images {_short(run.images)}; give the root "
+                "where these are"
+            )
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:12]}..."
 
 
 def enough_steps(runs: Sequence[TrainedModel], steps: int) -> None:

@@ -165,7 +165,13 @@ def different_from(raw: DictConfig, job: jobs.Job) -> dict[str, tuple[Any, Any]]
     """In what a job is not the one that its folder holds; {} if that holds none, or had only begun to."""
     if job.state == jobs.NOT_STARTED or not job.settings:
         return {}
-    return differences(job.settings, jobs.settings(raw))
+    before, now = job.settings, jobs.settings(raw)
+    different = differences(before, now)
+    # of one's own images the root is no mere place: another file is another job
+    was, root = before.get("data.root"), now.get("data.root")
+    if now.get("data.name") == "npz" and was != root:
+        different["data.root"] = (was, root)
+    return different
 
 
 def refusal(refused: dict[Path, dict[str, tuple[Any, Any]]]) -> str:

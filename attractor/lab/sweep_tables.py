@@ -16,6 +16,7 @@ from attractor.lab.report import title
 # Fields whose values make other tasks or other scales, and what cannot be compared across them
 _APART = {
     "data.name": "errors",
+    "data.root": "errors, if the images are others,",
     "task.names": "val, the mean of other tasks,",
     "task.mask_fraction": "errors",
     "task.noise_variance": "errors",

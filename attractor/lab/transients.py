@@ -32,7 +32,7 @@ from attractor.lab.collect import SEED, collect
 from attractor.lab.config import MapName, TaskName
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork, Retrieval
-from attractor.lab.runs import TrainedModel, load_run, same_data
+from attractor.lab.runs import TrainedModel, load_run, same_data, same_images
 from attractor.lab.transient_measures import measure
 
 TRAIN_IMAGES = "data.train_images"
@@ -89,6 +89,7 @@ def _run(given: argparse.Namespace) -> list[Path]:
     first = runs[0].config
     torch.set_num_threads(first.threads)
     splits = build_data(replace(first.data, root=given.root or first.data.root, train_images=None))
+    same_images(runs, splits)
     test = len(splits.test)
     if given.images > test:
         raise ConfigError(

@@ -156,7 +156,7 @@ def plant(fault: str) -> None:
             images[:, 0, 0, 0] = float(os.environ["VALUE"])
         return original(name, images, **named)
 
-    wrap(datasets, "_splits", split)
+    wrap(datasets, "hold_out", split)
     wrap(RunFolder, "__init__", entered)
     wrap(train, "fit", fitted)
     wrap(LocalEnergy, "write_gradient", computed)

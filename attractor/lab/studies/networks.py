@@ -9,11 +9,11 @@ from attractor.images import ImageSplits, Task, pixel_mean
 from attractor.lab.assessment import choose_retrievals
 from attractor.lab.build import build_network, build_tasks
 from attractor.lab.build_rule import build_rule, jitter_of
-from attractor.lab.config import Config, TaskName, TransformerConfig
+from attractor.lab.config import Config, DataConfig, TaskName, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import Network
 from attractor.lab.rule_config import BackpropConfig
-from attractor.lab.runs import load_run
+from attractor.lab.runs import load_run, same_images
 from attractor.lab.selection import Choice
 from attractor.lab.studies.config import NetworksConfig
 from attractor.lab.studies.study import Tell
@@ -49,7 +49,7 @@ def networks(config: Config, splits: ImageSplits, tell: Tell) -> Iterator[Traine
     fields = networks_config(config)
     if fields.runs:
         for folder in fields.runs:
-            yield load(folder, data=splits.name)
+            yield load(folder, data=config.data, splits=splits)
         return
     yield train(config, splits, tell)
     for task in config.task.names:
@@ -73,15 +73,20 @@ def check_networks(config: Config) -> list[Trained]:
             raise ConfigError(f"theory.{name} is {getattr(fields, name)}; it must be positive")
     if fields.width % fields.heads:
         raise ConfigError(f"theory.heads is {fields.heads}; it must divide theory.width={fields.width}")
-    return [load(folder, data=config.data.name) for folder in fields.runs]
+    return [load(folder, data=config.data) for folder in fields.runs]
 
 
-def load(folder: str, *, data: str) -> Trained:
-    """A finished run on the data set `data`. ConfigError for another one, and for what is no run."""
+def load(folder: str, *, data: DataConfig, splits: ImageSplits | None = None) -> Trained:
+    """A finished run on the data set `data`. ConfigError for another one, and for what is no run.
+
+    With `splits`, the images of `data`, for another file of that name too, if as many train the run.
+    """
     run = load_run(folder)
     config, encoding = run.config, run.network.encoding
-    if config.data.name != data:
+    if config.data.name != data.name:
         raise ConfigError(f"{folder} was trained on {config.data.name}; give data={config.data.name}")
+    if splits is not None and config.data.train_images == data.train_images:
+        same_images([run], splits)
     untrained = build_network(config.model, encoding.mean, seed=config.seed, device=config.device)
     tasks = build_tasks(config.task, patch=config.model.patch, side=encoding.side)
     choices = {task: run.choices[task][config.model.name] for task in tasks}
