@@ -112,7 +112,7 @@ class TransformerBlockConfig(ModelConfig):
 @dataclass
 class DataConfig:
     name: str = MISSING
-    root: str = "data"  # torchvision root
+    root: str = "data"  # torchvision root, or the file of npz
     download: bool = False
     validation: int | None = None  # images held out of the training images; null: the dataset's default
     train_images: int | None = None  # P, the first of the others in a fixed random order; null: all
