@@ -40,8 +40,8 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
     Several processes share the rows of the couplings; the first one alone has references and results.
     """
     processes = processes or Processes()
-    placed = {"device": config.device, "backend": config.backend, "ranks": processes.ranks}
-    runs = [load_run(run, **placed) for run in config.runs]
+    placed = {"device": config.device, "backend": config.backend, "root": config.root}
+    runs = [load_run(run, **placed, ranks=processes.ranks) for run in config.runs]
     refuse_draws({choice.retrieval.map for run in runs for choice in run.every_choice}, processes)
     learned = same_data(runs)
     enough_steps(runs, config.steps)
@@ -104,7 +104,7 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         folder.say(report.comparisons(results["tasks"]))
         if config.figures:
             if processes.count > 1:  # the states are those of all rows, which one process has to hold
-                runs = [load_run(run, device=config.device, backend=config.backend) for run in config.runs]
+                runs = [load_run(run, **placed) for run in config.runs]
             networks = {name: run.network for name, run in zip(names, runs, strict=True)}
             page.write(
                 folder,

@@ -21,7 +21,13 @@ from tqdm import tqdm
 
 from attractor.images import pixel_mean
 from attractor.lab import assessment, checkpoints, diagnostics, page, report
-from attractor.lab.build import build_candidates, build_data, build_network, build_tasks
+from attractor.lab.build import (
+    build_candidates,
+    build_data,
+    build_network,
+    build_tasks,
+    refuse_memory,
+)
 from attractor.lab.build_rule import build_rule, jitter_of
 from attractor.lab.config import Config, register
 from attractor.lab.distributed import Processes, refuse_clocks, refuse_draws
@@ -36,9 +42,8 @@ from attractor.lab.selection import choose
 from attractor.lab.studies.config import TheoryConfig
 from attractor.lab.studies.run import study
 from attractor.lab.tracking import Tracker
-from attractor.lab.training import EarlyStopping, fit
+from attractor.lab.training import ONE_SHOT, EarlyStopping, fit
 from attractor.lab.validation import validate
-from attractor.physics import OneShotRule
 
 register()
 
@@ -67,6 +72,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     network = build_network(config.model, mean, **placed, ranks=processes.ranks)
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
     rule = build_rule(config.rule, network, tasks, seed=config.seed)
+    refuse_memory(config.model, splits)
     # the first inertia is enough to tell couplings apart while they are trained
     candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
@@ -118,7 +124,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             max_seconds=config.train.max_seconds,
             seconds=train_seconds,
         )
-        total = 1 if isinstance(rule, OneShotRule) else config.train.steps
+        total = 1 if isinstance(rule, ONE_SHOT) else config.train.steps
         if stopping.exhausted:  # before it was interrupted
             steps = iter(())
         bar = tqdm(steps, "training", total=total, initial=done, dynamic_ncols=True, disable=folder.silent)

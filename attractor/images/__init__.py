@@ -17,6 +17,7 @@ from attractor.images.patches import (
     PixelEncoding,
     from_patches,
     grid_side,
+    squared_distances,
     to_patches,
     token_mask_to_pixels,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "grid_side",
     "load",
     "pixel_mean",
+    "squared_distances",
     "synthetic",
     "to_patches",
     "to_pixels",

@@ -160,6 +160,15 @@ def from_patches(patches: Tensor, *, patch: int) -> Tensor:
     return blocks.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, grid * patch, grid * patch)
 
 
+def squared_distances(channels: int, side: int, *, patch: int) -> Tensor:
+    """From the centre of each token to each pixel, in squared pixels, (N, N K), pixels as in patches."""
+    steps = torch.arange(side, dtype=torch.float32)
+    places = torch.stack(torch.meshgrid(steps, steps, indexing="ij"))  # (2, H, W)
+    pixels = to_patches(places[:, None].expand(-1, channels, -1, -1), patch=patch)  # (2, N, K)
+    centres = pixels.mean(2)  # (2, N)
+    return (pixels.flatten(1)[:, None] - centres[:, :, None]).square().sum(0)
+
+
 def token_mask_to_pixels(mask: Tensor, *, patch: int) -> Tensor:
     """(B, N) to (B, 1, H, W): a pixel is masked where its token is."""
     return from_patches(mask.unsqueeze(-1).expand(-1, -1, patch * patch), patch=patch)

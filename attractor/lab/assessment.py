@@ -12,15 +12,18 @@ from typing import Any
 from attractor.baselines import DenseMemory, LinearRegression, TrainingMean
 from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Task, to_pixels
 from attractor.lab.build import build_candidates
-from attractor.lab.config import REFERENCES, Config
+from attractor.lab.config import REFERENCES, Config, LocalLinearMemoryConfig
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, summarise
 from attractor.lab.network import (
     AttractorNetwork,
     Network,
+    Reading,
     Recall,
     Retrieval,
     log_pseudo_likelihood,
 )
+from attractor.lab.recollection import MemoryNetwork, Recollection
+from attractor.lab.recollection_choice import choose_recollection
 from attractor.lab.selection import Choice, choose
 from attractor.lab.transformers import Passes
 
@@ -59,6 +62,12 @@ def choose_retrievals(
     choices: Choices = {}
     for name, task in tasks.items():
         batch = validation_batch(splits, task, images=dynamics.validation_images, seed=config.eval.seed)
+        if isinstance(network, MemoryNetwork):
+            assert isinstance(config.model, LocalLinearMemoryConfig)
+            tell = partial(_tell, progress, name)
+            chosen = choose_recollection(network, config.model, task, batch, progress=tell)
+            choices[name] = {config.model.name: chosen}
+            continue
         rows = {config.model.name: False}
         if name == Denoise.name and dynamics.evidence and isinstance(network, AttractorNetwork):
             rows[f"{config.model.name}+evidence"] = True
@@ -244,5 +253,7 @@ def choices_from_json(values: dict[str, Any]) -> Choices:
     }
 
 
-def _reading(values: dict[str, Any]) -> Retrieval | Passes:
+def _reading(values: dict[str, Any]) -> Reading:
+    if "neighbours" in values:
+        return Recollection.from_json(values)
     return Retrieval.from_json(values) if "map" in values else Passes(**values)

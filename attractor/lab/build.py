@@ -6,6 +6,7 @@ Everything is refused here that the objects themselves refuse, as a ConfigError,
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Generator, Tensor, cuda
 
 from attractor.baselines import RecycledBlock, Transformer
@@ -20,12 +21,14 @@ from attractor.images import (
     grid_side,
     load,
 )
+from attractor.images.symmetries import copies
 from attractor.lab.config import (
     AttractorConfig,
     Config,
     CouplingsName,
     DataConfig,
     DeviceName,
+    LocalLinearMemoryConfig,
     MapName,
     MeasureName,
     ModelConfig,
@@ -37,6 +40,8 @@ from attractor.lab.config import (
 )
 from attractor.lab.errors import ConfigError, configuring
 from attractor.lab.network import AttractorNetwork, Network, Reading, Retrieval
+from attractor.lab.recollection import MemoryNetwork, refuse_more_than_fits
+from attractor.lab.recollection_choice import check_neighbours, first_recollection
 from attractor.lab.transformers import Passes, TransformerNetwork
 from attractor.physics import (
     Backend,
@@ -71,6 +76,15 @@ def build_data(config: DataConfig) -> ImageSplits:
     return splits.fewer(config.train_images)
 
 
+def refuse_memory(config: ModelConfig, splits: ImageSplits) -> None:
+    """Refuse a memory that these images cannot fill, or that they would overfill (ConfigError)."""
+    if isinstance(config, LocalLinearMemoryConfig):
+        with configuring():
+            count = len(copies(config.copies, side=splits.side))
+        check_neighbours(config, stored=len(splits.train), copies=count)
+        refuse_more_than_fits(len(splits.train), splits.train[0].numel(), copies=count)
+
+
 def build_network(
     config: ModelConfig,
     mean: Tensor,
@@ -85,7 +99,11 @@ def build_network(
     With `ranks` it holds the rows of this process. Refuses a device or a backend that cannot be used.
     """
     if not isinstance(config, AttractorConfig):
-        return _transformer(config, mean, seed=seed, device=device, ranks=ranks)
+        if ranks is not None and ranks.count > 1:
+            raise ConfigError(f"{config.name} is no network of rows that processes could share; start one")
+        if isinstance(config, LocalLinearMemoryConfig):
+            return _memory(config, mean, device=device)
+        return _transformer(config, mean, seed=seed, device=device)
     with configuring():
         encoding = _encoding(config, mean, Generator().manual_seed(seed))
         couplings = _couplings(config, encoding, None if ranks is None else ranks.rows(encoding.tokens))
@@ -102,11 +120,18 @@ def build_network(
     return network
 
 
-def _transformer(
-    config: ModelConfig, mean: Tensor, *, seed: int, device: DeviceName, ranks: Ranks | None
-) -> TransformerNetwork:
-    if ranks is not None and ranks.count > 1:
-        raise ConfigError(f"{config.name} is no network of rows that processes could share; start one")
+def _memory(config: LocalLinearMemoryConfig, mean: Tensor, *, device: DeviceName) -> MemoryNetwork:
+    channels, side, _ = mean.shape
+    with configuring():
+        return MemoryNetwork(
+            PixelEncoding(channels, side, patch=config.patch, mean=mean),
+            descriptions=config.copies,
+            candidates=config.candidates,
+            device=torch.device(_device(device)),
+        )
+
+
+def _transformer(config: ModelConfig, mean: Tensor, *, seed: int, device: DeviceName) -> TransformerNetwork:
     channels, side, _ = mean.shape
     module: Transformer | RecycledBlock
     with configuring():
@@ -188,6 +213,8 @@ def build_tasks(config: TaskConfig, *, patch: int, side: int) -> dict[str, Task]
 
 def build_candidates(config: Config, *, evidence: bool) -> list[Reading]:
     """The retrievals to choose from, free or with evidence; a transformer has one, of which t is chosen."""
+    if isinstance(config.model, LocalLinearMemoryConfig):
+        return [first_recollection(config.model, noise_variance=config.task.noise_variance)]
     if not isinstance(config.model, AttractorConfig):
         return [Passes(recycled=isinstance(config.model, TransformerBlockConfig))]
     dynamics = config.dynamics

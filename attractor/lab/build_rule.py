@@ -10,6 +10,7 @@ from attractor.images import Task
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError, configuring
 from attractor.lab.network import AttractorNetwork, Network
+from attractor.lab.recollection import MemoryNetwork, Storing
 from attractor.lab.rule_config import (
     BackpropConfig,
     EnergyDescentConfig,
@@ -19,6 +20,7 @@ from attractor.lab.rule_config import (
     PseudoLikelihoodConfig,
     RidgeConfig,
     RuleConfig,
+    StoreConfig,
 )
 from attractor.lab.training import Rule
 from attractor.lab.transformers import TaskDescent, TransformerNetwork
@@ -37,6 +39,12 @@ from attractor.physics import (
 
 def build_rule(config: RuleConfig, network: Network, tasks: Mapping[str, Task], *, seed: int) -> Rule:
     """The rule, with the start that it needs; refuses a network or tasks that it cannot train."""
+    if isinstance(network, MemoryNetwork):
+        if not isinstance(config, StoreConfig):
+            raise ConfigError("a memory stores its images and learns nothing else; leave rule out")
+        return Storing()
+    if isinstance(config, StoreConfig):
+        raise ConfigError("rule=store is for memories; use model=local_linear_memory, or another rule")
     if not isinstance(network, AttractorNetwork):
         assert isinstance(network, TransformerNetwork)
         return _task_descent(config, network, tasks, seed)
@@ -76,7 +84,7 @@ def jitter_of(config: Config) -> float:
     """train.jitter, or what suits the rule: noise keeps couplings from being too sure of themselves."""
     if config.train.jitter is not None:
         return config.train.jitter
-    return 0.0 if isinstance(config.rule, BackpropConfig) else 0.4
+    return 0.0 if isinstance(config.rule, BackpropConfig | StoreConfig) else 0.4
 
 
 def _local_rule(config: RuleConfig, seed: int) -> IterativeRule | OneShotRule:

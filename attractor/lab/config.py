@@ -110,6 +110,23 @@ class TransformerBlockConfig(ModelConfig):
 
 
 @dataclass
+class LocalLinearMemoryConfig(ModelConfig):
+    """The lists hold what is tried on validation images, task by task; see `lab.recollection`."""
+
+    copies: list[str] = field(default_factory=list)  # of stored images: see images/symmetries.py
+    candidates: int | None = MISSING  # stored images whose copies are compared with an image; null: all
+    iterations: int = MISSING  # at most
+    common: int = MISSING  # first iterations with one attention for the whole image, of noisy images
+    neighbours: list[int] = field(default_factory=list)  # K; empty: what suits the number of patterns
+    inverse_temperatures: list[float] = field(default_factory=list)  # tau, of 1 / (best - K-th score)
+    reaches: list[float] = field(default_factory=list)  # rho, pixels
+    pulls: list[float] = field(default_factory=list)  # kappa, of noisy images
+    shrinkages: list[float] = field(default_factory=list)  # towards the covariance of all patterns
+    ridges: list[float] = field(default_factory=list)  # variance of a visible pixel, of masked images
+    window: int = MISSING  # pixels that answer for a token, the nearest observed ones
+
+
+@dataclass
 class DataConfig:
     name: str = MISSING
     root: str = "data"  # torchvision root, or the file of npz
@@ -228,6 +245,7 @@ MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
     "attractor": AttractorConfig,
     "transformer": TransformerConfig,
     "transformer_block": TransformerBlockConfig,
+    "local_linear_memory": LocalLinearMemoryConfig,
 }
 # groups whose options are classes of their own
 GROUPS: dict[str, Mapping[str, type[Any]]] = {

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from attractor.images import Corrupted, Encoding
 from attractor.lab.config import MapName, OrderName
+from attractor.lab.recollection import Recollection
 from attractor.lab.transformers import Passes
 from attractor.physics import (
     Attention,
@@ -73,11 +74,11 @@ class Retrieval:
         return ", ".join(words)
 
 
-Reading = Retrieval | Passes  # how a prediction is read from a network of either kind
+Reading = Retrieval | Passes | Recollection  # how a prediction is read from a network of each kind
 
 
 class Network(Protocol):
-    """What can be trained, saved and evaluated here: `AttractorNetwork` or `TransformerNetwork`."""
+    """What can be trained, saved and evaluated here: `AttractorNetwork`, `TransformerNetwork`, ..."""
 
     @property
     def encoding(self) -> Encoding: ...

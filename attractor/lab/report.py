@@ -11,6 +11,7 @@ from attractor.lab.config import (
     REFERENCES,
     AttractorConfig,
     Config,
+    LocalLinearMemoryConfig,
     MeasureName,
 )
 from attractor.lab.errors import ConfigError
@@ -22,14 +23,15 @@ from attractor.lab.rule_config import (
     PseudoLikelihoodConfig,
     RidgeConfig,
     RuleConfig,
+    StoreConfig,
 )
-from attractor.lab.training import Rule
-from attractor.physics import OneShotRule
+from attractor.lab.training import ONE_SHOT, Rule
 
 TITLES = {
     "bare_attention": "bare self-attention",
     "local_attention": "local self-attention",
     "hopfield": "vector Hopfield network",
+    "local_linear_memory": "local linear memory",
     "transformer": "transformer",
     "transformer_block": "transformer block",
     "training_mean": "training mean",
@@ -43,6 +45,7 @@ _RULES: dict[type[RuleConfig], str] = {
     HebbConfig: "Hebb, one shot (no backpropagation)",
     RidgeConfig: "ridge regression, closed form (no backpropagation)",
     BackpropConfig: "backpropagation of the squared error",
+    StoreConfig: "training images are stored (no training, no backpropagation)",
 }
 
 
@@ -83,6 +86,10 @@ def header(config: Config, splits: ImageSplits, network: Network) -> str:
     if isinstance(config.model, AttractorConfig):
         learned, measure = "couplings", config.model.measure
         kind = "" if measure is MeasureName.sphere else f", {measure.value} measure"
+    size = f"{network.parameters:,} {learned}{kind}"
+    if isinstance(config.model, LocalLinearMemoryConfig):
+        copies = f" with {', '.join(config.model.copies)}" if config.model.copies else ""
+        size = f"{len(splits.train):,} images to store{copies}"
     threads = f"{config.threads} thread" + ("s" if config.threads > 1 else "")
     running = f"{network.device.type}, {threads}, backend {network.backend_name}"
     if network.ranks is not None:
@@ -90,7 +97,7 @@ def header(config: Config, splits: ImageSplits, network: Network) -> str:
     return (
         f"{title(config.model.name)} on {splits.name}: {side}x{side} images{channels}, "
         f"{patch}x{patch} patches, N={encoding.tokens} tokens of D={encoding.dim}, "
-        f"{network.parameters:,} {learned}{kind}\n"
+        f"{size}\n"
         f"rule: {_RULES[type(config.rule)]}   device: {running}"
     )
 
@@ -99,7 +106,7 @@ def progress(rule: Rule, objective: float | None, errors: dict[str, float]) -> s
     """Behind the progress bar: what training climbs, and the last validation."""
     shown = "  ".join(f"{task} {error:.4f}" for task, error in errors.items())
     shown += " (validation)" if errors else ""
-    if not isinstance(rule, OneShotRule) and objective is not None:
+    if not isinstance(rule, ONE_SHOT) and objective is not None:
         name, unit = _OBJECTIVES[rule.objective]
         shown = f"{name} {objective:.3f}{unit}  {shown}"
     return shown

@@ -21,11 +21,12 @@ from attractor.lab.config import Config
 from attractor.lab.errors import CheckpointError, ConfigError, OutputError
 from attractor.lab.fields import FREE, PLACE, differences, leaves, within
 from attractor.lab.network import Network
+from attractor.lab.recollection import MemoryNetwork, refill
 from attractor.lab.runs import config_from
 from attractor.lab.status import holder, occupied, read_status
-from attractor.lab.training import EarlyStopping, Rule, cursor
+from attractor.lab.training import ONE_SHOT, EarlyStopping, Rule, cursor
 from attractor.lab.transformers import TaskDescent
-from attractor.physics import IterativeRule, OneShotRule
+from attractor.physics import IterativeRule
 
 _ROWS = "rows"  # the generator of a rule that draws rows
 
@@ -153,7 +154,6 @@ def restore(
     Nothing is written. Raises CheckpointError if there is none, or if that of `step` is not whole, and
     ConfigError if `splits` are not the images it was trained on.
     """
-    weights = network.weights
     if step is None:
         step, damaged = checkpoints.newest_whole(folder)
     else:
@@ -170,6 +170,9 @@ def restore(
         raise CheckpointError(
             f"{folder}: step {step} is followed by batch {checkpoint.cursor}, not {expected}"
         )
+    if isinstance(network, MemoryNetwork):
+        refill(network, checkpoint.weights["stored"], splits)
+    weights = network.weights
     checkpoints.fill(weights, checkpoint, folder)
     if isinstance(rule, IterativeRule):
         for name, value in checkpoint.optimiser.items():
@@ -204,7 +207,7 @@ def _laid_out(value: Tensor, like: Tensor) -> Tensor:
 
 def _cursor(step: int, rule: Rule, settings: dict[str, Any], splits: ImageSplits) -> dict[str, int]:
     """Which batch follows `step`; a one-shot rule has none."""
-    if isinstance(rule, OneShotRule):
+    if isinstance(rule, ONE_SHOT):
         return {}
     return cursor(step, images=len(splits.train), batch_size=settings["train"]["batch_size"])
 

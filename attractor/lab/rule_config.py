@@ -45,6 +45,11 @@ class RidgeConfig(RuleConfig):
     ridge: float = 1e-3
 
 
+@dataclass
+class StoreConfig(RuleConfig):
+    """All training images are stored; there is nothing to set."""
+
+
 class PrecisionName(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"  # of the products of matrices, in training
@@ -65,4 +70,5 @@ RULE_SCHEMAS: dict[str, type[RuleConfig]] = {
     "hebb": HebbConfig,
     "ridge": RidgeConfig,
     "backprop": BackpropConfig,
+    "store": StoreConfig,
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from attractor.images import Corrupted, ImageSplits, check_images, token_mask_to_pixels
 from attractor.lab import checkpoints
 from attractor.lab.assessment import Choices, choices_from_json
-from attractor.lab.build import build_network
+from attractor.lab.build import build_data, build_network
 from attractor.lab.config import (
     MODEL_SCHEMAS,
     Config,
@@ -25,6 +25,7 @@ from attractor.lab.config import (
 )
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.network import Network, Recall
+from attractor.lab.recollection import MemoryNetwork, refill
 from attractor.lab.rule_config import RULE_SCHEMAS
 from attractor.lab.selection import Choice
 from attractor.lab.status import read_status
@@ -95,11 +96,13 @@ def load_run(
     device: DeviceName = DeviceName.auto,
     backend: Backend = Backend.auto,
     ranks: Ranks | None = None,
+    root: str | None = None,
 ) -> TrainedModel:
     """Load the couplings that a run has chosen on validation images; the data set is not needed.
 
-    With `ranks` only the rows of this process. Raises ConfigError for a folder that is no finished run, or
-    a device or backend that cannot be used, and CheckpointError.
+    But for a memory, whose images are read again, from data.root of the run unless `root` is given. With
+    `ranks` only the rows of this process. Raises ConfigError for a folder that is no finished run, or
+    a device or backend that cannot be used, DataError for the images of a memory, and CheckpointError.
     """
     folder = Path(folder).resolve()
     if not (folder / "results.json").is_file():
@@ -118,7 +121,16 @@ def load_run(
     network = build_network(
         config.model, manifest.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
     )
-    checkpoints.fill(network.weights, checkpoints.load(stored, step=step, rows=network.rows), folder)
+    found = checkpoints.load(stored, step=step, rows=network.rows)
+    if isinstance(network, MemoryNetwork):
+        splits = build_data(replace(config.data, root=root or config.data.root))
+        if splits.fingerprint != manifest.data:
+            raise ConfigError(
+                f"{folder} stored other images: the SHA-256 of {splits.name} is "
+                f"{splits.fingerprint[:12]}..., that of its images {manifest.data[:12]}...; give the root of the data that it stored"
+            )
+        refill(network, found.weights["stored"], splits)
+    checkpoints.fill(network.weights, found, folder)
     return TrainedModel(folder, config, network, choices, results, step, manifest.data)
 
 

@@ -32,15 +32,16 @@ def choose(
     finalists: int = 1,
 ) -> Choice:
     """The candidate and the t with the lowest mean squared error on `corrupted`."""
-    screened = [_best_step(network, c, corrupted, min(screening_steps, steps)) for c in candidates]
+    screened = [best_step(network, c, corrupted, min(screening_steps, steps)) for c in candidates]
     screened.sort(key=lambda choice: choice.error)
     if steps <= screening_steps:
         return screened[0]
-    finals = [_best_step(network, c.retrieval, corrupted, steps) for c in screened[:finalists]]
+    finals = [best_step(network, c.retrieval, corrupted, steps) for c in screened[:finalists]]
     return min(finals, key=lambda choice: choice.error)
 
 
-def _best_step(network: Network, candidate: Reading, corrupted: Corrupted, steps: int) -> Choice:
+def best_step(network: Network, candidate: Reading, corrupted: Corrupted, steps: int) -> Choice:
+    """One candidate at the best of its first `steps` iterations."""
     states = islice(Recall(network, candidate).reconstruct(corrupted), steps)
     errors = torch.stack([corrupted.squared_error(pixels).mean() for pixels in states])
     if not errors.isfinite().all():

@@ -15,12 +15,14 @@ from torch import Generator, Tensor
 from attractor.images import to_pixels
 from attractor.lab.errors import configuring
 from attractor.lab.network import AttractorNetwork, Network
+from attractor.lab.recollection import MemoryNetwork, Storing
 from attractor.lab.transformers import TaskDescent, TransformerNetwork
 from attractor.physics import IterativeRule, NonFiniteError, OneShotRule
 
 _BLOCK = 128  # images encoded at a time
 
-Rule = IterativeRule | OneShotRule | TaskDescent
+Rule = IterativeRule | OneShotRule | TaskDescent | Storing
+ONE_SHOT = (OneShotRule, Storing)  # rules that see the images once
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def fit(
     clock, so that no two runs are the same. A one-shot rule yields once. Raises NonFiniteError, naming step
     and row.
     """
+    if isinstance(rule, Storing):
+        if not done:
+            assert isinstance(network, MemoryNetwork)
+            yield Step(1, None, 0.0, rule.learn(network, images), last=True)
+        return
     if isinstance(rule, OneShotRule):
         if not done:
             begin = time.perf_counter()

@@ -8,6 +8,7 @@ from attractor.lab.config import (
     CompareConfig,
     Config,
     CouplingsName,
+    LocalLinearMemoryConfig,
     Objective,
 )
 from attractor.lab.errors import ConfigError
@@ -30,6 +31,8 @@ def validate(config: Config) -> None:
                 f"model.radius is {model.radius}, but {model.couplings.value} couplings have no "
                 "neighbourhoods; use model.couplings=pairwise or model.radius=null"
             )
+    if isinstance(model, LocalLinearMemoryConfig):
+        _check_memory(model)
     numbers: list[tuple[str, float | None]] = [
         *((f"model.{name}", getattr(model, name, None)) for name in ("radius", "width", "heads", "depth")),
         ("rule.warmup", getattr(config.rule, "warmup", None)),
@@ -95,6 +98,33 @@ def validate(config: Config) -> None:
     for name, seed in (("seed", config.seed), ("eval.seed", evaluation.seed)):
         if seed < 0:
             raise ConfigError(f"{name} is {seed}; it must be 0 or more")
+
+
+def _check_memory(model: LocalLinearMemoryConfig) -> None:
+    """Every list has values, each in its range."""
+    lists: list[tuple[str, list[float]]] = [
+        ("inverse_temperatures", model.inverse_temperatures),
+        ("reaches", model.reaches),
+        ("ridges", model.ridges),
+    ]
+    for name, values in [*lists, ("pulls", model.pulls), ("shrinkages", model.shrinkages)]:
+        if not values:
+            raise ConfigError(f"model.{name} is empty; give at least one value")
+    for name, values in [*lists, ("neighbours", list(map(float, model.neighbours)))]:
+        for value in values:
+            _positive(f"each of model.{name}", value)
+    for name, values in (("pulls", model.pulls), ("shrinkages", model.shrinkages)):
+        for value in values:
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"model.{name} has {value}; 0 or more is allowed")
+    for name in ("candidates", "iterations", "window"):
+        count = getattr(model, name)
+        if count is not None:
+            _positive(f"model.{name}", count)
+    if not 0 <= model.common <= model.iterations:
+        raise ConfigError(
+            f"model.common is {model.common}; it must be 0 to model.iterations, {model.iterations}"
+        )
 
 
 def validate_comparison(config: CompareConfig) -> None:

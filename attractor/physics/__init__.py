@@ -19,9 +19,12 @@ from attractor.physics.dynamics import (
 from attractor.physics.energies import LocalEnergy
 from attractor.physics.evidence import Evidence, PixelEvidence, noisy, seen
 from attractor.physics.kernels import Backend
+from attractor.physics.local_linear import LocalAttention
+from attractor.physics.local_linear_memory import LocalLinearMemory
 from attractor.physics.measures import Circles, Gaussian, Measure, Sphere
 from attractor.physics.one_shot import Hebb, OneShotRule, Ridge
 from attractor.physics.optimisers import SGD, Adam
+from attractor.physics.pattern_memory import PatternMemory, Shortlist
 from attractor.physics.ranks import Ranks
 from attractor.physics.rules import (
     EnergyDescent,
@@ -46,17 +49,21 @@ __all__ = [
     "Hebb",
     "Hopfield",
     "IterativeRule",
+    "LocalAttention",
     "LocalEnergy",
+    "LocalLinearMemory",
     "MeanField",
     "Measure",
     "NonFiniteError",
     "OneShotRule",
     "Pairwise",
+    "PatternMemory",
     "PixelEvidence",
     "PseudoLikelihood",
     "Ranks",
     "Ridge",
     "Sequential",
+    "Shortlist",
     "Sphere",
     "Stop",
     "Synchronous",

@@ -13,7 +13,7 @@ Source: D'Amico & Negri 2024, arXiv 2409.16112, eq. 6 (attention map, inertia, p
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
@@ -22,6 +22,29 @@ from torch import Generator, Tensor
 
 from attractor.physics.energies import LocalEnergy
 from attractor.physics.evidence import Evidence
+from attractor.physics.measures import Measure
+
+
+class System(Protocol):
+    """What can be iterated: an energy, or a memory, which has conditional means and nothing else.
+
+    A map asks for what it needs, with the evidence that the system takes.
+    """
+
+    @property
+    def measure(self) -> Measure: ...
+
+    def at(self, inverse_temperature: float) -> Any:
+        """The same system at another temperature."""
+        ...
+
+
+class Known(Protocol):
+    """Evidence of any kind, of B images."""
+
+    def of(self, images: Tensor) -> Any:
+        """That of some of the images, by their places."""
+        ...
 
 
 class Map(Protocol):
@@ -30,9 +53,7 @@ class Map(Protocol):
     projected: bool
     deterministic: bool
 
-    def __call__(
-        self, energy: LocalEnergy, x: Tensor, *, evidence: Evidence | None, rows: range | None
-    ) -> Tensor: ...
+    def __call__(self, energy: Any, x: Tensor, *, evidence: Any, rows: range | None) -> Tensor: ...
 
 
 class Attention:
@@ -55,10 +76,9 @@ class MeanField:
     def __init__(self, *, projected: bool = False) -> None:
         self.projected = projected
 
-    def __call__(
-        self, energy: LocalEnergy, x: Tensor, *, evidence: Evidence | None, rows: range | None
-    ) -> Tensor:
-        return energy.conditional_mean(x, evidence=evidence, rows=rows)
+    def __call__(self, energy: Any, x: Tensor, *, evidence: Known | None, rows: range | None) -> Tensor:
+        mean: Tensor = energy.conditional_mean(x, evidence=evidence, rows=rows)
+        return mean
 
 
 class Gibbs:
@@ -122,11 +142,11 @@ class Dynamics:
 
     def step(
         self,
-        energy: LocalEnergy,
+        energy: System,
         x: Tensor,
         *,
         clamped: Tensor | None = None,
-        evidence: Evidence | None = None,
+        evidence: Known | None = None,
     ) -> Tensor:
         """One iteration over all tokens x (B, N, D); `clamped` (B, N) marks tokens that stay."""
         if self.inverse_temperature is not None:
@@ -171,12 +191,12 @@ class Trajectory:
 
 
 def iterate(
-    energy: LocalEnergy,
+    energy: System,
     x0: Tensor,
     dynamics: Dynamics,
     *,
     clamped: Tensor | None = None,
-    evidence: Evidence | None = None,
+    evidence: Known | None = None,
     tolerance: float = 0.0,
 ) -> Iterator[Tensor]:
     """x_1, x_2, ... without end; stop asking to stop. Each step is taken in inference mode.
@@ -192,7 +212,7 @@ def iterate(
                 energy,
                 old,
                 clamped=None if clamped is None else clamped[moving],
-                evidence=None if evidence is None else replace(evidence, field=evidence.field[moving]),
+                evidence=None if evidence is None else evidence.of(moving),
             )
             x = x.index_copy(0, moving, new)
             if dynamics.map.deterministic:
@@ -203,7 +223,7 @@ def iterate(
 
 
 def run(
-    energy: LocalEnergy,
+    energy: System,
     x0: Tensor,
     steps: int,
     *,
@@ -213,7 +233,7 @@ def run(
     inertia: float = 0.0,
     damping: float = 0.0,
     clamped: Tensor | None = None,
-    evidence: Evidence | None = None,
+    evidence: Known | None = None,
     record: Callable[[int, Tensor], Any] | None = None,
     tolerance: float = 1e-6,
 ) -> Trajectory:

@@ -1,7 +1,7 @@
 """Evidence: what is known of the tokens beside their conditionals."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ class Evidence:
 
     field: Tensor
     precision: Tensor | float = 0.0
+
+    def of(self, images: Tensor) -> "Evidence":
+        """That of some of the images, by their places."""
+        return replace(self, field=self.field[images])
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class PixelEvidence:
 
     def __len__(self) -> int:
         return len(self.field)
+
+    def of(self, images: Tensor) -> "PixelEvidence":
+        """That of some of the images, by their places."""
+        return PixelEvidence(self.field[images], self.precision[images])
 
     @property
     def observed(self) -> Tensor:
