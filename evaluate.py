@@ -21,6 +21,7 @@ from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.entry import launch
 from attractor.lab.examples import watch
 from attractor.lab.folder import RunFolder
+from attractor.lab.network import Retrieval
 from attractor.lab.runs import enough_steps, load_run, same_data, same_images
 from attractor.lab.tracking import Tracker
 from attractor.lab.validation import validate_comparison
@@ -42,7 +43,8 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
     processes = processes or Processes()
     placed = {"device": config.device, "backend": config.backend, "root": config.root}
     runs = [load_run(run, **placed, ranks=processes.ranks) for run in config.runs]
-    refuse_draws({choice.retrieval.map for run in runs for choice in run.every_choice}, processes)
+    readings = [choice.retrieval for run in runs for choice in run.every_choice]
+    refuse_draws({each.map for each in readings if isinstance(each, Retrieval)}, processes)
     learned = same_data(runs)
     enough_steps(runs, config.steps)
     first = runs[0]

@@ -127,7 +127,8 @@ def load_run(
         if splits.fingerprint != manifest.data:
             raise ConfigError(
                 f"{folder} stored other images: the SHA-256 of {splits.name} is "
-                f"{splits.fingerprint[:12]}..., that of its images {manifest.data[:12]}...; give the root of the data that it stored"
+                f"{splits.fingerprint[:12]}..., that of its own {manifest.data[:12]}...; give the root of "
+                "the data that it stored"
             )
         refill(network, found.weights["stored"], splits)
     checkpoints.fill(network.weights, found, folder)

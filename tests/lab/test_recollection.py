@@ -1,0 +1,218 @@
+"""The memory as a model of the lab: stored, chosen, evaluated, saved, loaded, compared, refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attractor.images import DataError, Denoise, ImageSplits, Masked, PixelEncoding, pixel_mean, to_pixels
+from attractor.lab import load_run, recollection
+from attractor.lab.build import build_data
+from attractor.lab.errors import ConfigError
+from attractor.lab.evaluation import corruptions
+from attractor.lab.network import Recall
+from attractor.lab.recollection import MemoryNetwork, Recollection
+from attractor.lab.recollection_choice import choose_recollection
+from evaluate import compare
+
+SMALL = (
+    "model=local_linear_memory",
+    "model.copies=[shift 1]",
+    "model.candidates=60",
+    "model.neighbours=[50,100]",
+    "model.reaches=[3.0]",
+    "model.inverse_temperatures=[4.0]",
+    "model.ridges=[0.001]",
+)
+
+
+@pytest.fixture(scope="module")
+def memory_run(train_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train_run(tmp_path_factory.mktemp("memory") / "run", *SMALL)
+
+
+@pytest.fixture
+def network(splits: ImageSplits) -> MemoryNetwork:
+    encoding = PixelEncoding(1, splits.side, patch=2, mean=pixel_mean(splits.train))
+    made = MemoryNetwork(encoding, descriptions=["shift 1"], candidates=60, device=torch.device("cpu"))
+    made.store(splits.train)
+    return made
+
+
+def test_a_memory_is_a_row_of_the_results(memory_run: Any) -> None:
+    """Curves as long as the iterations that it takes, a chosen t, no pseudo-likelihood, what it stores."""
+    masked = memory_run.results["tasks"]["masked"]["models"]["local_linear_memory"]
+    assert masked["best"] == masked["oracle_best"] == {"t": 1, "mse": masked["mse"][0]}
+    denoise = memory_run.results["tasks"]["denoise"]["models"]["local_linear_memory"]
+    assert len(denoise["mse"]) in (1, 4)
+    assert memory_run.results["pseudo_likelihood"] is None
+    stored = len(build_data(memory_run.config.data).train)
+    assert memory_run.results["cost"]["parameters"] == stored * 64
+    assert f"{stored} images to store with shift 1" in memory_run.output
+    assert "training images are stored (no training, no backpropagation)" in memory_run.output
+
+
+def test_what_is_saved_is_which_images_are_stored(memory_run: Any) -> None:
+    """Indices, not pixels: a checkpoint of MNIST has half a megabyte and not 46 of them, nor its copies."""
+    (checkpoint,) = (memory_run.path / "checkpoints").glob("step-*")
+    stored = len(build_data(memory_run.config.data).train)
+    size = sum(file.stat().st_size for file in checkpoint.glob("rows-*"))
+    assert size < 8 * stored + 500
+    loaded = load_run(memory_run.path)
+    assert torch.equal(loaded.network.weights["stored"], torch.arange(stored)[None])
+
+
+@pytest.mark.parametrize("task", [Masked(patch=2), Denoise(0.7)], ids=lambda task: task.name)
+def test_a_loaded_memory_predicts_what_was_evaluated(memory_run: Any, task: Any) -> None:
+    """load_run reads the images again and answers as results.json says; `reconstruct` gives the same."""
+    loaded = load_run(memory_run.path)
+    config = loaded.config
+    images = build_data(config.data).test[: config.eval.images]
+    (batch,) = corruptions(task, images, seed=config.eval.seed, batch_size=len(images))
+    reading = loaded.choice(task.name).retrieval
+    states = list(Recall(loaded.network, reading).reconstruct(batch))
+    found = [float(batch.squared_error(state).mean()) for state in states]
+    entry = memory_run.results["tasks"][task.name]["models"]["local_linear_memory"]
+    assert found == pytest.approx(entry["mse"], rel=1e-6)
+    answer = loaded.reconstruct(batch.corrupted, batch.mask)
+    error = float(batch.squared_error(answer).mean())
+    assert error == pytest.approx(entry["best"]["mse"], rel=1e-6)
+
+
+def test_readings_survive_json() -> None:
+    """results.json is strict JSON, which has no infinity; the softmax memory has an infinite softening."""
+    for reading in (
+        Recollection(neighbours=None, steps=1),
+        Recollection(neighbours=5, softening=float("inf"), relative=False, reach=2.0, common=1, steps=2),
+    ):
+        text = json.dumps(reading.to_json(), allow_nan=False)
+        assert Recollection.from_json(json.loads(text)) == reading
+        assert reading.describe()
+
+
+def test_the_choice_is_no_worse_than_regression_memory_or_any_neighbour(
+    network: MemoryNetwork, splits: ImageSplits, make_config: Callable[..., Any]
+) -> None:
+    """On the images that choose it beats both references: they are among what is tried."""
+    from attractor.lab.assessment import references
+
+    model = make_config(*SMALL, "folder=unused").model
+    pixels = to_pixels(splits.validation[:20])
+    for task in (Masked(patch=2), Denoise(0.7)):
+        corrupted = task.corrupt(pixels, range(len(pixels)), seed=3)
+        said: list[str] = []
+        choice = choose_recollection(network, model, task, corrupted, progress=said.append)
+        assert said[-1] == f"{len(said)} settings tried"
+        models = references(splits, [task], validation_images=20, seed=0)
+        errors = {
+            name: float(corrupted.squared_error(next(iter(each.reconstruct(corrupted)))).mean())
+            for name, each in models.items()
+        }
+        # the reference memory of noisy pixels compares them as they are, not by the clipped parabola
+        assert choice.error <= min(errors.values()) * 1.01
+        reading = choice.retrieval
+        assert isinstance(reading, Recollection)
+        for other in (replace(reading, reach=None), replace(reading, neighbours=100)):
+            states = Recall(network, replace(other, steps=None)).reconstruct(corrupted)
+            assert choice.error <= min(float(corrupted.squared_error(s).mean()) for s in states) + 1e-12
+
+
+def test_the_first_iterations_attend_in_common(network: MemoryNetwork) -> None:
+    """t = 1 has no state to look at; `common` iterations have one attention; then tokens have their own."""
+    reading = Recollection(neighbours=50, reach=3.0, pull=6.0, shrinkage=0.1, common=2, limit=4)
+    first, second, third, fourth = (reading.attention(t) for t in (1, 2, 3, 4))
+    assert (first.reach, first.pull, first.shrinkage) == (None, 0.0, 0.0)
+    assert (second.reach, second.pull) == (None, 6.0)
+    assert (third.reach, third.pull, third.shrinkage) == (3.0, 6.0, 0.1)
+    assert third == fourth
+
+
+def test_runs_are_compared_with_others(
+    memory_run: Any, trained: Any, make_comparison: Callable[..., Any], tmp_path: Path
+) -> None:
+    """evaluate.py puts a memory beside bare self-attention, on the same corruptions, with its figures."""
+    from attractor.lab.folder import RunFolder
+
+    config = make_comparison([memory_run.path, trained.path], f"folder={tmp_path / 'both'}", "figures=true")
+    compare(config, RunFolder(tmp_path / "both", ""))
+    results = json.loads((tmp_path / "both" / "results.json").read_text())
+    models = results["tasks"]["masked"]["models"]
+    (key,) = (name for name in models if name.endswith("/local_linear_memory"))
+    said = memory_run.results["tasks"]["masked"]["models"]["local_linear_memory"]["best"]["mse"]
+    assert models[key]["best"]["mse"] == pytest.approx(said, rel=1e-6)
+    assert (tmp_path / "both" / "report.html").is_file()
+
+
+def test_other_images_are_no_memory_of_the_run(train_run: Callable[..., Any], tmp_path: Path) -> None:
+    """The images of a memory are read again: others are refused, and missing ones are missing data."""
+    generator = np.random.default_rng(0)
+    file = tmp_path / "own.npz"
+    np.savez(file, x=generator.integers(0, 256, (80, 8, 8), dtype=np.uint8))
+    path = tmp_path / "run"
+    train_run(path, *SMALL, "data=npz", f"data.root={file}", "model.neighbours=[40]", "task=masked")
+    assert load_run(path).step == 1
+    np.savez(file, x=generator.integers(0, 256, (80, 8, 8), dtype=np.uint8))
+    with pytest.raises(ConfigError, match="stored other images: the SHA-256"):
+        load_run(path)
+    file.unlink()
+    with pytest.raises(DataError, match=r"own\.npz"):
+        load_run(path)
+
+
+def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before any work, with the number of images that would fit."""
+    monkeypatch.setattr(recollection, "_available_bytes", lambda: 200_000_000)
+    with pytest.raises(
+        ConfigError, match=r"60,000 images with 8 copies each need .* GB.*would fit: use"
+    ) as e:
+        recollection.refuse_more_than_fits(60_000, 784, copies=9)
+    fit = int(str(e.value).split("data.train_images=")[1].split(",")[0])
+    recollection.refuse_more_than_fits(fit, 784, copies=9)
+    with pytest.raises(ConfigError):
+        recollection.refuse_more_than_fits(fit + 2, 784, copies=9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.neighbours=[20000]"], r"model\.neighbours has 20,000, but an image is compared with 300"),
+        (["model.copies=[turn 3]"], r"'turn 3' is no symmetry; use 'shift 1'"),
+        (["model.copies=[shift 8]"], r"'shift 8' has 8; use amounts above 0, at most 7"),
+        (["rule=pseudo_likelihood"], r"a memory stores its images"),
+        (["model.reaches=[]"], r"model\.reaches is empty"),
+        (["model.reaches=[-1]"], r"each of model\.reaches is -1"),
+        (["model.inverse_temperatures=[0]"], r"each of model\.inverse_temperatures is 0"),
+        (["model.pulls=[-2]"], r"model\.pulls has -2"),
+        (["model.shrinkages=[inf]"], r"model\.shrinkages has inf"),
+        (["model.candidates=0"], r"model\.candidates is 0"),
+        (["model.common=9"], r"model\.common is 9; it must be 0 to model\.iterations, 4"),
+        (["objective=log_pl"], r"objective is log_pl"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_before_any_work(
+    overrides: list[str], words: str, train_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A sentence, and no folder."""
+    with pytest.raises(ConfigError, match=words):
+        train_run(tmp_path / "run", *SMALL, *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_memory_does_not_answer(splits: ImageSplits) -> None:
+    """Nothing stored is an error, not a black image."""
+    encoding = PixelEncoding(1, splits.side, patch=2, mean=pixel_mean(splits.train))
+    empty = MemoryNetwork(encoding, descriptions=[], candidates=None, device=torch.device("cpu"))
+    corrupted = Denoise(0.7).corrupt(to_pixels(splits.test[:2]), range(2), seed=0)
+    with pytest.raises(ValueError, match="the memory is empty"):
+        next(empty.predictions(corrupted, Recollection(neighbours=5)))
+
+
+def test_rule_store_is_for_memories(train_run: Callable[..., Any], tmp_path: Path) -> None:
+    """The other way round it is refused too."""
+    with pytest.raises(ConfigError, match=r"rule=store is for memories"):
+        train_run(tmp_path / "run", "rule=store")
