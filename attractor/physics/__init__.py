@@ -19,6 +19,7 @@ from attractor.physics.dynamics import (
 from attractor.physics.energies import LocalEnergy
 from attractor.physics.evidence import Evidence, PixelEvidence, noisy, seen
 from attractor.physics.kernels import Backend
+from attractor.physics.low_rank_slots import LowRankSlots
 from attractor.physics.measures import Circles, Gaussian, Measure, Sphere
 from attractor.physics.one_shot import Hebb, OneShotRule, Ridge
 from attractor.physics.optimisers import SGD, Adam
@@ -30,6 +31,11 @@ from attractor.physics.rules import (
     PseudoLikelihood,
     random_start,
 )
+from attractor.physics.slot_energy import ModeSeeking, SlotEnergy
+from attractor.physics.slot_inference import SlotReader, Slots, posterior_mean
+from attractor.physics.slot_learning import Shrinkage, SlotMoments, k_means, nearest
+from attractor.physics.slot_rules import SlotDeltaRule, SlotOjaRule
+from attractor.physics.slots import SlotMixture
 
 __all__ = [
     "SGD",
@@ -67,4 +73,17 @@ __all__ = [
     "random_start",
     "run",
     "seen",
+    "LowRankSlots",
+    "ModeSeeking",
+    "Shrinkage",
+    "SlotDeltaRule",
+    "SlotEnergy",
+    "SlotMixture",
+    "SlotMoments",
+    "SlotOjaRule",
+    "SlotReader",
+    "Slots",
+    "k_means",
+    "nearest",
+    "posterior_mean",
 ]
