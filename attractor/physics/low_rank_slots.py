@@ -1,14 +1,16 @@
 """Slots of low rank: each is a mean, a few directions in which it varies, and noise.
 
-    x = m_s + W_s z + noise,   z ~ N(0, I_r),   noise ~ N(0, psi_s I)        C_s = W_s W_s^T + psi_s I
+    x = m_s + W_s z + noise,   z ~ N(0, I_r),   noise ~ N(0, psi I)        C_s = W_s W_s^T + psi I
 
-Any evidence of single pixels is answered exactly by an r x r solve (Woodbury), with D' = D / (1 + D psi_s):
+The noise psi is common to all slots. Any evidence of single pixels is answered exactly by an r x r solve
+(Woodbury), with the precision D' = D / (1 + D psi) that it has for m_s + W_s z:
 
     H = I + W^T D' W,   z = H^-1 W^T D' (y - m),   x = m + W z + psi D' (y - m - W z)
     log evidence = ( z H z - (y - m) D' (y - m) - log det H - sum_p log(1 + D_p psi) ) / 2
 
-So they answer noise at a few directions, and screen the slots of full precision (`slot_inference`).
-Source: Tipping & Bishop 1999, "Mixtures of probabilistic principal component analysers".
+So they answer noise with a few directions, and screen the slots of full precision (`slot_inference`).
+Source: Tipping & Bishop 1999, "Mixtures of probabilistic principal component analysers" (a psi for each
+slot; one psi makes D' common, and nearly all of the screening matrix products).
 """
 
 from collections.abc import Mapping
@@ -25,9 +27,10 @@ _OVERSAMPLING = 8  # directions beyond the rank that the subspace iteration carr
 
 @dataclass(frozen=True)
 class LowRankSlots:
-    """log_weights (S,), log pi_s; means (S, P); loadings W (S, P, r); noise psi (S,), a variance.
+    """log_weights (S,), log pi_s; means (S, P); loadings W (S, P, r); noise psi (), a variance.
 
-    Raises ValueError for shapes that do not fit, weights that do not sum to 1, and noise that is not positive.
+    Raises ValueError for shapes that do not fit, weights that do not sum to 1, and noise that is not
+    positive.
     """
 
     log_weights: Tensor
@@ -40,8 +43,8 @@ class LowRankSlots:
         if self.loadings.dim() != 3 or self.loadings.shape[:2] != self.means.shape:
             shape = (*self.means.shape, "r")
             raise ValueError(f"loadings have shape {tuple(self.loadings.shape)}, expected {shape}")
-        if self.noise.shape != self.log_weights.shape or not bool((self.noise > 0).all()):
-            raise ValueError(f"noise must be a positive variance for every slot, got {self.noise}")
+        if self.noise.dim() or not bool(self.noise > 0):
+            raise ValueError(f"noise must be one positive variance, got {self.noise.tolist()}")
 
     def __len__(self) -> int:
         return len(self.means)
@@ -69,42 +72,45 @@ class LowRankSlots:
     ) -> "LowRankSlots":
         """The r leading eigenvectors of every C_s, the rest of its trace as noise.
 
-        psi = (tr C - sum lambda_k) / (P - r) and W = U (lambda - psi)^1/2, the maximum of the likelihood
-        (Tipping & Bishop). The eigenvectors are found by subspace iteration from a start that `generator`
-        draws. Raises ValueError unless 1 <= rank < P.
+        psi = sum_s pi_s (tr C_s - sum_k lambda_sk) / (P - r) and W_s = U_s (lambda_s - psi)^1/2, the
+        maximum of the likelihood (Tipping & Bishop). The eigenvectors are found by subspace iteration from
+        a start that `generator` draws. Raises ValueError unless 1 <= rank < P.
         """
         slots, pixels = means.shape
         if not 1 <= rank < pixels:
             raise ValueError(f"rank is {rank}; slots of {pixels} pixels can have 1 to {pixels - 1}")
         width = min(pixels, rank + _OVERSAMPLING)
         start = torch.randn(pixels, width, generator=generator, dtype=torch.float64).to(means)
-        loadings, noise = means.new_empty(slots, pixels, rank), means.new_empty(slots)
+        loadings, scales = means.new_empty(slots, pixels, rank), means.new_empty(slots, rank)
+        noise = means.new_zeros(())
         for s, covariance in enumerate(covariances):
             frame = start
             for _ in range(iterations + 1):
                 frame = torch.linalg.qr(covariance @ frame)[0]
             values, vectors = torch.linalg.eigh(frame.T @ covariance @ frame)
             values, vectors = values[-rank:], vectors[:, -rank:]
-            noise[s] = (covariance.trace() - values.sum()) / (pixels - rank)
-            loadings[s] = (frame @ vectors) * (values - noise[s]).clamp_min(0).sqrt()
+            noise += log_weights[s].exp() * (covariance.trace() - values.sum()) / (pixels - rank)
+            loadings[s], scales[s] = frame @ vectors, values
+        loadings *= (scales - noise).clamp_min(0).sqrt().unsqueeze(1)
         return cls(log_weights, means, loadings, noise)
 
     def log_evidence(self, evidence: PixelEvidence) -> Tensor:
         """log pi_s + log integral N(x; m_s, C_s) exp(sum_p l_p(x_p) - l_p(y_p)) dx of all slots, (B, S)."""
         check_evidence(evidence, self.pixels)
-        found = self.means.new_empty(len(evidence), len(self))
-        observed, strength = evidence.observed, evidence.precision
+        observed, shrink = evidence.observed, 1 + evidence.precision * self.noise
+        weight = evidence.precision / shrink  # D' (B, P)
+        pulled = weight * observed
+        # -(y - m) D' (y - m), which no slot looks at image by image
+        fit = 2 * pulled @ self.means.T - weight @ self.means.square().T
+        fit = fit - (pulled * observed).sum(1, keepdim=True) - shrink.log().sum(1, keepdim=True)
         first, second = torch.triu_indices(self.rank, self.rank)
-        for s, (mean, loading, psi) in enumerate(zip(self.means, self.loadings, self.noise, strict=True)):
-            shrink = 1 + strength * psi
-            weight = strength / shrink  # D'
-            residual = observed - mean
-            pull = weight * residual
-            products = (loading[:, first] * loading[:, second]).T @ weight.T  # of H, above the diagonal
-            quadratic, log_det = _eliminate(products, (pull @ loading).T, first, second)
-            fit = quadratic - (pull * residual).sum(1) - log_det - shrink.log().sum(1)
-            found[:, s] = self.log_weights[s] + fit / 2
-        return found
+        columns = torch.cat((weight, pulled), 1).T  # (2 P, B)
+        for s, (mean, loading) in enumerate(zip(self.means, self.loadings, strict=True)):
+            products = (loading[:, first] * loading[:, second]).T @ columns[: self.pixels]  # of H - I
+            pull = torch.cat((-mean.unsqueeze(1) * loading, loading)).T @ columns  # W^T D' (y - m)
+            quadratic, log_det = _eliminate(products, pull, first, second)
+            fit[:, s] += quadratic - log_det
+        return self.log_weights + fit / 2
 
     def answer(self, evidence: PixelEvidence, asked: Tensor) -> tuple[Tensor, Tensor]:
         """Log evidence (B, k) and posterior means (B, k, P) of the slots `asked` (B, k), int64; exact."""
@@ -114,7 +120,7 @@ class LowRankSlots:
         identity = torch.eye(self.rank).to(self.means)
         for s in asked.unique().tolist():
             image, place = (asked == s).nonzero(as_tuple=True)
-            mean, loading, psi = self.means[s], self.loadings[s], self.noise[s]
+            mean, loading, psi = self.means[s], self.loadings[s], self.noise
             strength = evidence.precision[image]
             weight = strength / (1 + strength * psi)
             residual = evidence.observed[image] - mean
@@ -141,9 +147,7 @@ class LowRankSlots:
         return cls(**state)
 
 
-def _eliminate(
-    products: Tensor, rhs: Tensor, first: Tensor, second: Tensor
-) -> tuple[Tensor, Tensor]:
+def _eliminate(products: Tensor, rhs: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """b^T H^-1 b and log det H (B,), for the upper triangle of H - I (r(r+1)/2, B) and b (r, B).
 
     Gaussian elimination with the images innermost: LAPACK takes many times longer for matrices this small.

@@ -1,20 +1,20 @@
 """The local energies of slots: attention over learned memories, each of which regresses.
 
-    u_is = K_s,ii m_si - sum_{j != i} K_s,ij (x_j - m_sj)                       the field of slot s on token i
+    u_is = K_s,ii m_si - sum_{j != i} K_s,ij (x_j - m_sj)           the field of slot s on token i
     e_i  = -(1/lambda) log sum_s exp( lambda (x_i . u_is - x_i . K_s,ii x_i / 2 + c_is(x_others)) )
-    c_is = log( pi_s N(x_others) ) - psi_is,    psi_is = log integral exp(x_i . u_is - x_i . K_s,ii x_i / 2) dx_i
-    alpha_s = softmax_s(lambda log pi_s N(x; m_s, K_s^-1))          attention: knows x_i, the same for every i
+    c_is = log pi_s N(x_others; slot s) - log integral exp(x_i . u_is - x_i . K_s,ii x_i / 2) dx_i
+    alpha_s = softmax_s(lambda log pi_s N(x; m_s, K_s^-1))          attention: the same for every i
     f_i  = -d e_i/d x_i = sum_s alpha_s (u_is - K_s,ii x_i)
     p(x_i | x_others) = exp(-lambda e_i) / Z_i,    over Lebesgue measure: nats relative to dx_i
     beta_is = softmax_s(lambda c_is + log integral exp(lambda (x_i . u_is - x_i . K_s,ii x_i / 2)) dx_i)
     E[x_i | x_others] = sum_s beta_is K_s,ii^-1 u_is                             conditional mean
 
 With c_is the evidence of slot s in the other tokens, the exponent is log pi_s N(x; m_s, K_s^-1), whatever i
-is: all e_i are one energy, E(x) = -log p(x) at lambda = 1. That makes it a Lyapunov function. At another lambda
-it is -(1/lambda) log sum_s (pi_s N_s)^lambda: slots of precision lambda K_s, a joint density too.
+is: all e_i are one energy, E(x) = -log p(x) at lambda = 1. That makes it a Lyapunov function. At another
+lambda it is -(1/lambda) log sum_s (pi_s N_s)^lambda: slots of precision lambda K_s, a joint density too.
 
-`ModeSeeking` provably lowers E. The conditional mean does so for one slot only: between two slots it may lie
-where neither is.
+`ModeSeeking` provably lowers E. The conditional mean does so for one slot only: between two slots it may
+lie where neither is.
 
 An evidence (`Evidence`) multiplies the density by exp(field_i . x_i - precision_i |x_i|^2 / 2); then
 E(x) = -(1/lambda) (log sum_s (pi_s N_s)^lambda + field . x - precision |x|^2 / 2), and all else follows.
@@ -33,15 +33,17 @@ from attractor.physics.slots import SlotMixture
 class SlotEnergy:
     """The energies of N tokens of dimension D under a mixture of slots over P = N D components.
 
-    Methods take tokens x (B, N, D) and `rows`, a range of tokens i (all unless given), as `LocalEnergy` does.
-    Raises ValueError for shapes that do not fit, and an inverse temperature that is not positive.
+    Methods take tokens x (B, N, D) and `rows`, a range of tokens i (all unless given), as `LocalEnergy`
+    does. Raises ValueError for shapes that do not fit, and an inverse temperature that is not positive.
     """
 
     def __init__(
         self, mixture: SlotMixture, *, tokens: int, dim: int, inverse_temperature: float = 1.0
     ) -> None:
         if tokens < 1 or dim < 1 or tokens * dim != mixture.pixels:
-            raise ValueError(f"{tokens} tokens of dim {dim} are not the {mixture.pixels} pixels of the slots")
+            raise ValueError(
+                f"{tokens} tokens of dim {dim} are not the {mixture.pixels} pixels of the slots"
+            )
         if not 0 < inverse_temperature < math.inf:
             raise ValueError(f"inverse_temperature must be positive, got {inverse_temperature}")
         self.mixture = mixture
@@ -128,9 +130,7 @@ class SlotEnergy:
             prior, mean, factor = self._conditional(x, i, evidence)
             slot = torch.multinomial(prior.softmax(1), 1, generator=generator).squeeze(1)
             image = torch.arange(len(x), device=x.device)
-            noise = torch.randn(
-                len(x), self.dim, 1, generator=generator, dtype=x.dtype, device=x.device
-            )
+            noise = torch.randn(len(x), self.dim, 1, generator=generator, dtype=x.dtype, device=x.device)
             spread = torch.linalg.solve_triangular(factor[slot].mT, noise, upper=True)
             draws.append(mean[image, slot] + spread.squeeze(2))
         return torch.stack(draws, 1)
@@ -166,7 +166,7 @@ class SlotEnergy:
         return -pull, own
 
     def _conditional(self, x: Tensor, i: int, evidence: Evidence | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of beta_is (B, S), slot means (B, S, D), Cholesky factors of their precisions (S, D, D)."""
+        """Logits of beta_is (B, S), slot means (B, S, D), factors of their precisions (S, D, D)."""
         temperature = self.inverse_temperature
         field, own = self._row(x, i)
         natural, precision = temperature * field, temperature * own
@@ -209,10 +209,11 @@ class ModeSeeking:
 
         x_i <- ( sum_s alpha_s K_s,ii )^-1 sum_s alpha_s u_is        (without evidence)
 
-    By Jensen, E(x') <= E(x) + sum_s alpha_s(x) (q_s(x') - q_s(x)) with q_s = (x - m_s) K_s (x - m_s) / 2: equal at
-    x' = x, and lowest over token i at that point. So every update of one token lowers E or leaves it, and so
-    does any step part of the way (damping, inertia). It is an EM step, with the slot as what is hidden:
-    Carreira-Perpinan 2007, "Gaussian mean-shift is an EM algorithm". Only token by token (`Sequential`).
+    By Jensen, E(x') <= E(x) + sum_s alpha_s(x) (q_s(x') - q_s(x)) with q_s = (x - m_s) K_s (x - m_s) / 2:
+    equal at x' = x, and lowest over token i at that point. So every update of one token lowers E or leaves
+    it, and so does any step part of the way (damping, inertia). It is an EM step, with the slot as what is
+    hidden: Carreira-Perpinan 2007, "Gaussian mean-shift is an EM algorithm". Only token by token
+    (`Sequential`).
     """
 
     projected = False

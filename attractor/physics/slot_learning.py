@@ -3,11 +3,12 @@
     C_s      = ( n_s S_s + n_0 C_parent ) / ( n_s + n_0 ) + ridge I,      S_s = <(x - m_s)(x - m_s)^T>_s
     C_parent = ( n_g S_g + n_1 S ) / ( n_g + n_1 ),                        S_g, S: pooled over slots
 
-A parent stands for a cluster of slots: S_g is the mean of their S_s, weighted by their numbers of images n_s,
-and S that over all slots. A slot has fewer images than pixels, so most directions are its parent's to know.
+A parent stands for a cluster of slots: S_g is the mean of their S_s, weighted by their numbers of images
+n_s, and S that over all slots. A slot has fewer images than pixels, so most directions are its parent's to
+know.
 
-It is the fixed point of the delta rule in `slot_rules`, and one pass over the images. Source: Friedman 1989,
-"Regularized discriminant analysis" (shrinkage towards a pooled covariance); Lloyd 1982 (k-means).
+It is the fixed point of the delta rule in `slot_rules`, and one pass over the images. Source: Friedman
+1989, "Regularized discriminant analysis" (shrinkage towards a pooled covariance); Lloyd 1982 (k-means).
 """
 
 from dataclasses import dataclass
@@ -67,11 +68,16 @@ class SlotMoments:
             self._sums[s] += deviation.sum(0)
             self._products[s].addmm_(deviation.T, deviation)
 
-    def solve(self, parents: Tensor, *, shrinkage: Shrinkage) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi_s (S,), means m_s (S, P) and covariances C_s (S, P, P); `parents` (S,) names the parent of s.
+    @property
+    def means(self) -> Tensor:
+        """m_s (S, P); the centre where a slot has no images. Parents may be clusters of them."""
+        return self.centres + self._sums / self.counts.clamp_min(1)[:, None]
 
-        To save memory the covariances are made where the second moments were: call it once. Raises
-        ValueError for a slot without images.
+    def solve(self, parents: Tensor, *, shrinkage: Shrinkage) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi_s (S,), means m_s (S, P) and covariances C_s (S, P, P).
+
+        `parents` (S,) names the parent of every slot. To save memory the covariances are made where the
+        second moments were: call it once. Raises ValueError for a slot without images.
         """
         if parents.shape != self.counts.shape:
             raise ValueError(f"parents have shape {tuple(parents.shape)}, expected ({len(self.counts)},)")
@@ -91,7 +97,7 @@ class SlotMoments:
                 own, borrowed = float(self.counts[s]), shrinkage.parent
                 covariances[s].mul_(own).add_(parent, alpha=borrowed).div_(own + borrowed)
         covariances.diagonal(dim1=1, dim2=2).add_(shrinkage.ridge)
-        return (self.counts / self.counts.sum()).log(), self.centres + shift, covariances
+        return (self.counts / self.counts.sum()).log(), self.means, covariances
 
 
 def nearest(x: Tensor, centres: Tensor) -> Tensor:

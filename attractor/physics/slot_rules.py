@@ -1,4 +1,4 @@
-"""Local rules for slots: delta rules gated by one scalar, the attention alpha_s that the image pays to the slot.
+"""Local rules for slots: delta rules gated by one scalar, the attention alpha_s.
 
     delta rule   dm_s    = eta alpha_s (x - m_s)
                  dA_s,ij = eta alpha_s (x_i - mu_is)(x_j - m_sj)^T + decay towards the parent,   j != i
@@ -6,22 +6,23 @@
                  mu_is   = m_si + sum_{j != i} A_s,ij (x_j - m_sj)
     Oja's rule   dW_s,pk = eta alpha_s z_k (x_p - m_sp - sum_{l <= k} W_s,pl z_l),    z = W_s^T (x - m_s)
 
-A_s,i is what token i expects of the others and V_s,i how wrong it is. The synapse (s, i, j) sees the error of
-token i, the token j, its own mean and alpha_s; row i sees nothing of the other rows. The decay is the same delta
-rule on what the parent *dreams*: n_0 deviations from the mean, with the parent's covariance, for every n_s images.
-So at rest A_s,i is the regression of token i on the others under
+A_s,i is what token i expects of the others and V_s,i how wrong it is. The synapse (s, i, j) sees the error
+of token i, the token j, its own mean and alpha_s; row i sees nothing of the other rows. The decay is the
+same delta rule on what the parent *dreams*: n_0 deviations from the mean, with the parent's covariance, for
+every n_s images. So at rest A_s,i is the regression of token i on the others under
 
     (n_s S_s + n_0 S_parent) / (n_s + n_0)
 
 and K_s,ii = V_s,i^-1, K_s,ij = -V_s,i^-1 A_s,ij its inverse: the closed form of `slot_learning`. (A decay
-proportional to A - A_parent would rest at it only if the parent's covariance were a multiple of the identity.)
-Sources: Widrow & Hoff 1960 (delta rule); Oja 1982 and Sanger 1989 (its triangular form, which finds the
-eigenvectors in order and not just what they span).
+proportional to A - A_parent would rest at it only if the parent's covariance were a multiple of the
+identity.) Sources: Widrow & Hoff 1960 (delta rule); Oja 1982 and Sanger 1989 (its triangular form, which
+finds the eigenvectors in order and not just what they span).
 """
 
 import torch
 from torch import Tensor
 
+from attractor.physics.low_rank_slots import LowRankSlots
 from attractor.physics.slots import SlotMixture
 
 
@@ -80,25 +81,25 @@ class SlotDeltaRule:
 
 
 class SlotOjaRule:
-    """The low-rank form: m (S, P), directions W (S, P, r), of length 1 at rest, variances along them, noise psi.
+    """The low-rank form: m (S, P), directions W (S, P, r), the variances along them, the noise psi ().
 
         dm_s = eta alpha_s (x - m_s)         dlambda_sk = eta alpha_s (z_k^2 - lambda_sk)
-        dpsi_s = eta alpha_s ((|x - m_s|^2 - |z|^2) / (P - r) - psi_s)
+        dpsi = eta sum_s alpha_s ((|x - m_s|^2 - |z|^2) / (P - r) - psi)
 
-    At rest the columns of W are the leading eigenvectors of the covariance S_s of the slot's images, in order,
-    lambda its eigenvalues, and psi the mean of the others: the maximum of the likelihood of
-    `low_rank_slots.LowRankSlots`, whose loadings are W (lambda - psi)^1/2.
+    At rest the columns of W have length 1 and are the leading eigenvectors of the covariance S_s of the
+    slot's images, in order, lambda its eigenvalues, and psi the mean of the others, over all slots: the
+    maximum of the likelihood of `low_rank_slots.LowRankSlots`, whose loadings are W (lambda - psi)^1/2.
     """
 
     def __init__(self, means: Tensor, directions: Tensor) -> None:
-        """means (S, P); directions (S, P, r), any start of full rank. Raises ValueError for other shapes."""
+        """means (S, P); directions (S, P, r), a start of full rank. Raises ValueError for other shapes."""
         if directions.dim() != 3 or directions.shape[:2] != means.shape:
             shapes = f"{tuple(means.shape)} and {tuple(directions.shape)}"
             raise ValueError(f"means and directions have shapes {shapes}, expected (S, P) and (S, P, r)")
         self.means = means.clone()
         self.directions = directions.clone()
         self.variances = means.new_ones(len(means), directions.shape[2])
-        self.noise = means.new_ones(len(means))
+        self.noise = means.new_ones(())
         self._lower = torch.ones(*directions.shape[2:], *directions.shape[2:]).to(means).triu()  # l <= k
 
     @torch.inference_mode()
@@ -107,6 +108,7 @@ class SlotOjaRule:
         if not rate > 0:
             raise ValueError(f"rate must be positive, got {rate}")
         rest = self.means.shape[1] - self.directions.shape[2]
+        noise = torch.zeros_like(self.noise)
         for s, direction in enumerate(self.directions):
             gate = attention[:, s, None] / len(x)
             deviation = x - self.means[s]
@@ -118,5 +120,12 @@ class SlotOjaRule:
             total = gate.sum()
             self.directions[s] += rate * (deviation.T @ gated - explained)
             self.variances[s] += rate * ((gated * z).sum(0) - total * self.variances[s])
-            self.noise[s] += rate * (gate[:, 0] @ left - total * self.noise[s])
+            noise += gate[:, 0] @ left
             self.means[s] += rate * (gate.T @ deviation).squeeze(0)
+        # the attentions of an image sum to 1
+        self.noise += rate * (noise - self.noise)
+
+    def slots(self, log_weights: Tensor) -> LowRankSlots:
+        """The slots that have been learned, with log pi_s (S,): loadings W (lambda - psi)^1/2."""
+        scales = (self.variances - self.noise).clamp_min(0).sqrt()
+        return LowRankSlots(log_weights, self.means, self.directions * scales.unsqueeze(1), self.noise)

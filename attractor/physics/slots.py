@@ -2,9 +2,9 @@
 
     p(x) = sum_s pi_s N(x; m_s, K_s^-1)
 
-Slot s is a vector Hopfield network of its own: its couplings are A_s,ij = -K_s,ij, and it is centred on m_s.
-All P = N D components of the tokens stand in one vector x (P,), token after token. Precisions are in inverse
-squared pixels where components are pixels.
+Slot s is a vector Hopfield network of its own: its couplings are A_s,ij = -K_s,ij, and it is centred on
+m_s. All P = N D components of the tokens stand in one vector x (P,), token after token. Precisions are in
+inverse squared pixels where components are pixels.
 
 The mixture answers what every slot makes of an evidence (`SlotMixture.answer`), exactly; `slot_inference`
 asks only the slots that matter. The local energies are in `slot_energy`, how slots learn in `slot_learning`
@@ -13,14 +13,15 @@ and `slot_rules`.
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from attractor.physics.evidence import PixelEvidence
 
-CLAMPED = 1e3  # pixels known with at least this precision, a deviation of 0.03 or less, stay as they are
+# Pixels known with at least this precision stay as they are; below 1e3, so that a variance of 1e-3 is above
+# it in float32 too.
+CLAMPED = 900.0
 
 
 class SlotMixture:
@@ -30,7 +31,15 @@ class SlotMixture:
     positive definite.
     """
 
-    def __init__(self, log_weights: Tensor, means: Tensor, *, precisions: Tensor) -> None:
+    def __init__(
+        self,
+        log_weights: Tensor,
+        means: Tensor,
+        *,
+        precisions: Tensor,
+        log_determinants: Tensor | None = None,
+    ) -> None:
+        """`log_determinants`, log det K_s (S,), are computed unless they are known already."""
         check_slots(log_weights, means)
         slots, pixels = means.shape
         if precisions.shape != (slots, pixels, pixels):
@@ -39,15 +48,22 @@ class SlotMixture:
         self.log_weights = log_weights
         self.means = means
         self.precisions = precisions
-        self.log_determinants  # noqa: B018  refuses what is not positive definite
+        if log_determinants is None:
+            log_determinants = torch.empty_like(log_weights)
+            for s, precision in enumerate(precisions):
+                factor = _cholesky(precision, f"the precision of slot {s}")
+                log_determinants[s] = 2 * factor.diagonal().log().sum()
+        self.log_determinants = log_determinants
 
     @classmethod
     def from_covariances(cls, log_weights: Tensor, means: Tensor, *, covariances: Tensor) -> "SlotMixture":
         """The same with K_s = C_s^-1, for covariances (S, P, P)."""
-        precisions = torch.empty_like(covariances)
+        precisions, log_determinants = torch.empty_like(covariances), torch.empty_like(log_weights)
         for s, covariance in enumerate(covariances):
-            precisions[s] = torch.cholesky_inverse(_cholesky(covariance, f"the covariance of slot {s}"))
-        return cls(log_weights, means, precisions=precisions)
+            factor = _cholesky(covariance, f"the covariance of slot {s}")
+            precisions[s] = torch.cholesky_inverse(factor)
+            log_determinants[s] = -2 * factor.diagonal().log().sum()
+        return cls(log_weights, means, precisions=precisions, log_determinants=log_determinants)
 
     def __len__(self) -> int:
         return len(self.means)
@@ -56,15 +72,6 @@ class SlotMixture:
     def pixels(self) -> int:
         """P, the components of all tokens."""
         return self.means.shape[1]
-
-    @cached_property
-    def log_determinants(self) -> Tensor:
-        """log det K_s (S,)."""
-        found = torch.empty_like(self.log_weights)
-        for s, precision in enumerate(self.precisions):
-            factor = _cholesky(precision, f"the precision of slot {s}")
-            found[s] = 2 * factor.diagonal().log().sum()
-        return found
 
     def log_joint(self, x: Tensor) -> Tensor:
         """log pi_s N(x; m_s, K_s^-1), for x (B, P); (B, S), nats."""
@@ -111,11 +118,12 @@ class SlotMixture:
         """What the slots `asked` (B, k), int64, make of the evidence on each image; exact.
 
         Returns log pi_s + log integral N(x; m_s, K_s^-1) exp(sum_p l_p(x_p) - l_p(y_p)) dx (B, k), y being
-        what was observed, and the posterior mean of all pixels in each of these slots (B, k, P). Pixels of a
-        precision of `CLAMPED` or more are clamped to y, c; of the others, u, with D = diag(precision):
+        what was observed, and the posterior mean of all pixels in each of these slots (B, k, P). Pixels of
+        a precision of `CLAMPED` or more are clamped to y, c; of the others, u, with D = diag(precision):
 
             r = y - m,   A = K_uu + D,   b = D r_u - K_uc r_c,   x_u = m_u + A^-1 b
-            log evidence = ( b A^-1 b - r_u D r_u - r_c K_cc r_c + log det K - log det A - |c| log 2 pi ) / 2
+            log evidence = ( b A^-1 b - r_u D r_u - r_c K_cc r_c
+                             + log det K - log det A - |c| log 2 pi ) / 2
 
         (clamped pixels give the density at y_c instead of the integral). Cost: |u|^3 / 3 for each.
         """
@@ -141,7 +149,8 @@ class SlotMixture:
         pull = residual @ precision  # K_.c r_c
         noise = images.evidence.observed - mean
         b = (strength * noise - pull).gather(1, images.table).mul_(images.real)
-        block = precision[images.table[:, :, None], images.table[:, None, :]]
+        # image by image: one index over all costs more than the factorisation
+        block = torch.stack([precision.index_select(0, u).index_select(1, u) for u in images.table])
         own = block.diagonal(dim1=1, dim2=2) + strength.gather(1, images.table)
         if not images.real.all():
             block.mul_(images.real[:, :, None] & images.real[:, None, :])
@@ -152,18 +161,20 @@ class SlotMixture:
         filled = clamped.scatter_add(1, images.table, shift * images.real)
         quadratic = (b * shift).sum(1) - (pull * residual + strength * noise * noise).sum(1)
         determinant = self.log_determinants[s] - 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        count = self.pixels - images.real.sum(1)
-        log_evidence = (quadratic + determinant - count * math.log(2 * math.pi)) / 2
+        constant = (self.pixels - images.real.sum(1)).to(mean) * math.log(2 * math.pi)
+        log_evidence = (quadratic + determinant - constant) / 2
         return self.log_weights[s] + log_evidence, filled
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is learned."""
-        return {"log_weights": self.log_weights, "means": self.means, "precisions": self.precisions}
+        names = ("log_weights", "means", "precisions", "log_determinants")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "SlotMixture":
         """The mixture whose `state_dict` this is."""
-        return cls(state["log_weights"], state["means"], precisions=state["precisions"])
+        slots: SlotMixture = cls(**state)
+        return slots
 
 
 class _Images:
@@ -204,6 +215,6 @@ def check_evidence(evidence: PixelEvidence, pixels: int) -> None:
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if bool(info.any()) or not bool(factor.isfinite().all()):
+    if bool(info.any()) or not bool(factor.diagonal(dim1=-2, dim2=-1).isfinite().all()):
         raise ValueError(f"{name} is not positive definite; use a larger ridge, or float64")
     return factor

@@ -59,7 +59,9 @@ def test_gradient_by_the_parameters_is_that_of_autograd() -> None:
     The certified base of the local rules: a gate missing in one term still learns, something else.
     """
     slots, x = mixture(), normal(7, 6, seed=9)
-    logits, means, precisions = (value.clone().requires_grad_() for value in slots.state_dict().values())
+    logits, means, precisions = (
+        value.clone().requires_grad_() for value in list(slots.state_dict().values())[:3]
+    )
     deviation = x[:, None] - means
     quadratic = torch.einsum("bsp,spq,bsq->bs", deviation, precisions, deviation)
     joint = logits.log_softmax(0) + (torch.logdet(precisions) - quadratic) / 2
@@ -85,7 +87,7 @@ def test_answers_are_the_textbook_posterior() -> None:
 
 
 def test_clamped_pixels_are_the_limit_of_certainty() -> None:
-    """Clamped pixels keep their value; the evidence is the density N(y_c; m_c, C_cc); different |c| in a batch."""
+    """Clamped pixels keep their value; the evidence is N(y_c; m_c, C_cc), with other |c| in every image."""
     slots = mixture()
     visible = torch.rand(5, 6, generator=generator(4)) < 0.6
     y = normal(5, 6, seed=5)
@@ -148,12 +150,12 @@ def test_float32_agrees_with_float64() -> None:
 def test_low_rank_answers_are_the_textbook_posterior() -> None:
     """Woodbury with any evidence, and the elimination that screens all slots, against dense matrices."""
     low = LowRankSlots(
-        normal(3).log_softmax(0), normal(3, 7, seed=1), normal(3, 7, 2, seed=2), normal(3, seed=3).exp()
+        normal(3).log_softmax(0), normal(3, 7, seed=1), normal(3, 7, 2, seed=2), normal(1, seed=3).exp()[0]
     )
     evidence = _some_evidence(9, 7)
     log_evidence, means = low.answer(evidence, torch.arange(3).expand(9, 3))
     for s in range(3):
-        covariance = low.loadings[s] @ low.loadings[s].T + low.noise[s] * torch.eye(7, dtype=torch.float64)
+        covariance = low.loadings[s] @ low.loadings[s].T + low.noise * torch.eye(7, dtype=torch.float64)
         log, mean = _dense(low.log_weights[s], low.means[s], covariance, evidence)
         torch.testing.assert_close(log_evidence[:, s], log, **TIGHT)
         torch.testing.assert_close(means[:, s], mean, **TIGHT)
@@ -172,7 +174,7 @@ def test_low_rank_form_of_a_covariance_of_low_rank_is_exact() -> None:
         generator=generator(),
         iterations=20,
     )
-    torch.testing.assert_close(low.noise, torch.full((2,), 0.05, dtype=torch.float64), **TIGHT)
+    torch.testing.assert_close(low.noise, torch.tensor(0.05, dtype=torch.float64), **TIGHT)
     torch.testing.assert_close(low.loadings @ low.loadings.mT, w @ w.mT, **TIGHT)
 
 
@@ -182,7 +184,7 @@ def test_state_dicts_give_the_slots_back() -> None:
     again = SlotMixture.from_state_dict(slots.state_dict())
     x = normal(2, 6)
     assert torch.equal(again.log_joint(x), slots.log_joint(x))
-    low = LowRankSlots(torch.zeros(1), torch.zeros(1, 3), torch.ones(1, 3, 1), torch.ones(1))
+    low = LowRankSlots(torch.zeros(1), torch.zeros(1, 3), torch.ones(1, 3, 1), torch.tensor(1.0))
     evidence = PixelEvidence(torch.ones(1, 3), torch.ones(1, 3))
     copy = LowRankSlots.from_state_dict(low.state_dict())
     assert torch.equal(copy.log_evidence(evidence), low.log_evidence(evidence))
@@ -193,7 +195,7 @@ def test_refusals() -> None:
     zero, means, eye = torch.zeros(1), torch.zeros(1, 3), torch.eye(3)[None]
     with pytest.raises(ValueError, match=r"expected \(S,\) and \(S, P\)"):
         SlotMixture(torch.zeros(2), means, precisions=eye)
-    with pytest.raises(ValueError, match="weights sum to 2.71"):
+    with pytest.raises(ValueError, match="weights sum to 2"):
         SlotMixture(zero + 1, means, precisions=eye)
     with pytest.raises(ValueError, match=r"expected \(1, 3, 3\)"):
         SlotMixture(zero, means, precisions=eye[:, :2])
@@ -205,8 +207,8 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"\(B, P\) = \(B, 3\)"):
         slots.answer(PixelEvidence(torch.zeros(2, 4), torch.zeros(2, 4)), torch.zeros(2, 1).long())
     with pytest.raises(ValueError, match="loadings have shape"):
-        LowRankSlots(zero, means, torch.zeros(1, 2, 1), torch.ones(1))
-    with pytest.raises(ValueError, match="positive variance"):
-        LowRankSlots(zero, means, torch.zeros(1, 3, 1), zero)
+        LowRankSlots(zero, means, torch.zeros(1, 2, 1), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="one positive variance"):
+        LowRankSlots(zero, means, torch.zeros(1, 3, 1), torch.tensor(0.0))
     with pytest.raises(ValueError, match="rank is 3"):
         LowRankSlots.from_covariances(zero, means, covariances=eye, rank=3, generator=generator())
