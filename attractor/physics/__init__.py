@@ -32,6 +32,7 @@ from attractor.physics.rules import (
     random_start,
 )
 from attractor.physics.slot_energy import ModeSeeking, SlotEnergy
+from attractor.physics.slot_heads import SlotHead, SlotRecipe, fit_head
 from attractor.physics.slot_inference import SlotReader, Slots, posterior_mean
 from attractor.physics.slot_learning import Shrinkage, SlotMoments, k_means, nearest
 from attractor.physics.slot_rules import SlotDeltaRule, SlotOjaRule
@@ -68,15 +69,18 @@ __all__ = [
     "Shrinkage",
     "SlotDeltaRule",
     "SlotEnergy",
+    "SlotHead",
     "SlotMixture",
     "SlotMoments",
     "SlotOjaRule",
     "SlotReader",
+    "SlotRecipe",
     "Slots",
     "Sphere",
     "Stop",
     "Synchronous",
     "Trajectory",
+    "fit_head",
     "iterate",
     "k_means",
     "nearest",

@@ -163,7 +163,8 @@ class SlotMixture:
         determinant = self.log_determinants[s] - 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
         constant = (self.pixels - images.real.sum(1)).to(mean) * math.log(2 * math.pi)
         log_evidence = (quadratic + determinant - constant) / 2
-        return self.log_weights[s] + log_evidence, filled
+        weighted: Tensor = self.log_weights[s] + log_evidence
+        return weighted, filled
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is learned."""
@@ -173,8 +174,7 @@ class SlotMixture:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "SlotMixture":
         """The mixture whose `state_dict` this is."""
-        slots: SlotMixture = cls(**state)
-        return slots
+        return cls(**state)
 
 
 class _Images:

@@ -183,6 +183,19 @@ def test_oja_finds_the_slots_of_low_rank() -> None:
     torch.testing.assert_close(found.loadings @ found.loadings.mT, product, rtol=0, atol=1e-6)
 
 
+def test_later_directions_do_not_disturb_earlier_ones() -> None:
+    """Direction k sees those before it alone: another W_l, l > k, leaves dW_k as it was, to rounding."""
+    x, labels = _images()
+    alpha = torch.nn.functional.one_hot(labels, S).double()
+    found = []
+    for seed in (1, 2):
+        start = torch.cat((normal(S, P, 1, seed=9), normal(S, P, 1, seed=seed)), 2) / 4
+        rule = SlotOjaRule(normal(S, P, seed=3), start)
+        rule.step(x, alpha, rate=0.05)
+        found.append(rule.directions[:, :, 0])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-14)
+
+
 def test_refusals() -> None:
     """Impossible numbers of clusters, labels, rates and shapes."""
     x, labels = _images()
