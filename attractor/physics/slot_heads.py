@@ -1,9 +1,9 @@
 """A head of slots: everything that one closed-form training makes, and readers of it.
 
 k-means on the images, moments over the images and their copies under symmetries (small shifts and
-rotations, which a slot should allow for), parents by k-means on the slots' means, covariances shrunk towards
-them; then the slots of full precision for masks, those of low rank for noise, and those of lower rank that
-screen.
+rotations, which a slot should allow for), parents by k-means on the slots' means, covariances shrunk
+towards them; then the slots of full precision for masks, those of low rank for noise, and those of lower
+rank that screen.
 """
 
 from collections.abc import Iterable

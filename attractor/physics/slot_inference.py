@@ -6,8 +6,8 @@ With tau = 1 it is the exact posterior. Below, it is tempered: the likelihood of
 Gaussian describes badly is overconfident, and the other slots are heard as well.
 
 Slots are screened by their low-rank twins, and only the best `candidates` are asked for their exact answer.
-That is a choice of slots and no approximation of the sum over all: on MNIST the slots left out may hold much
-of a tempered posterior, and leaving them out lowers the error.
+That is a choice of slots and no approximation of the sum over all: on MNIST the slots left out may hold
+much of a tempered posterior, and leaving them out lowers the error.
 """
 
 from collections.abc import Sequence

@@ -214,6 +214,7 @@ def check_evidence(evidence: PixelEvidence, pixels: int) -> None:
 
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if bool(info.any()) or not bool(factor.diagonal(dim1=-2, dim2=-1).isfinite().all()):
         raise ValueError(f"{name} is not positive definite; use a larger ridge, or float64")
