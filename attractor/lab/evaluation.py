@@ -4,6 +4,7 @@ Errors are kept image by image, so that models can be compared in pairs: the sta
 difference is much smaller than that of either error, since hard images are hard for all.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -42,13 +43,19 @@ def evaluate(
     steps: int,
     progress: Callable[[str], Any] = lambda text: None,
 ) -> TaskErrors:
-    """Squared error per image and iteration of every model. `progress` hears the model of each batch.
+    """Squared error per image and iteration of every model.
+
+    `progress` hears, after each batch, of its model: images done, their rate and the time left for it.
 
     Raises NonFiniteError, naming model and iteration, if a prediction is not finite.
     """
     errors: dict[str, list[Tensor]] = {name: [] for name in models}
+    seconds = dict.fromkeys(models, 0.0)
+    images, done = sum(len(batch.original) for batch in batches), 0
     for batch in batches:
+        done += len(batch.original)
         for name, model in models.items():
+            begin = time.perf_counter()
             curve = []
             for t, prediction in enumerate(islice(model.reconstruct(batch), steps), start=1):
                 error = batch.squared_error(prediction)
@@ -56,7 +63,10 @@ def evaluate(
                     raise NonFiniteError(f"the prediction of {name} is not finite at iteration {t}")
                 curve.append(error)
             errors[name].append(torch.stack(curve, 1))
-            progress(name)
+            seconds[name] += time.perf_counter() - begin
+            rate = done / max(seconds[name], 1e-9)
+            left = (images - done) / rate
+            progress(f"{name}, {done:,} of {images:,} images, {rate:,.0f}/s, {left:.0f} s left")
     return TaskErrors(
         {name: torch.cat(parts) for name, parts in errors.items()},
         torch.cat([batch.squared_error(batch.corrupted) for batch in batches]),

@@ -1,8 +1,8 @@
 """Choosing how to read a memory, on validation images, task by task.
 
 What is tried first are the two limits, linear regression and the softmax memory, so that the choice is no
-worse than the better of them, and the memory in between, with one attention for the image and with one for
-every token. Then one field after the other gets its other values, and keeps the best.
+worse than the better of them; then what lies between them, with one attention for the image and with one
+for every token. Of that, one field after the other gets its other values, and keeps the best.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,13 +55,14 @@ def choose_recollection(
 
     rows = _rows(network)
     middle = _for_task(config, task, rows)
-    found = attempt([middle, replace(middle, reach=None)])
-    attempt([*_limits(middle, task, config, rows)])
+    limit = _untimed(attempt([*_limits(middle, task, config, rows)]))
+    adapting = replace(limit, softening=0.0)  # a softmax memory that regresses too
+    found = attempt([middle, replace(middle, reach=None), adapting])
     for name, values in _alternatives(config, task, rows):
-        reading = found.retrieval
-        assert isinstance(reading, Recollection)
-        untimed = replace(reading, steps=None)
-        found = attempt([untimed, *(replace(untimed, **{name: value}) for value in values)])
+        best = _untimed(found)
+        if name == "inverse_temperature" and not best.relative:
+            values = [best.inverse_temperature * factor for factor in (0.5, 2.0)]
+        found = attempt([best, *(replace(best, **{name: value}) for value in values)])
     return min(tried.values(), key=lambda choice: choice.error)
 
 
@@ -128,6 +129,12 @@ def _alternatives(
         yield "common", sorted({1, config.common})
     else:
         yield "ridge", config.ridges
+
+
+def _untimed(choice: Choice) -> Recollection:
+    reading = choice.retrieval
+    assert isinstance(reading, Recollection)
+    return replace(reading, steps=None)
 
 
 def _middle(values: Sequence[Any]) -> Any:
