@@ -249,7 +249,8 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 folder.figures,
             )
             tracker.images(drawn)
-        folder.say(f"couplings of step {stopping.best_step} of {done}, chosen on validation images")
+        if total > 1:
+            folder.say(f"couplings of step {stopping.best_step} of {done}, chosen on validation images")
         folder.say(report.scale(results["tasks"], steps=config.eval.steps))
         folder.say(report.table(results["tasks"]))
         for warning in report.warnings(results["tasks"]):

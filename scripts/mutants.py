@@ -574,6 +574,91 @@ MUTANTS += [
 ]
 
 
+MUTANTS += [
+    Mutant(file, old, new, f"memory: {why}")
+    for file, old, new, why in (
+        (
+            "evidence.py",
+            "curvature = -4 * (at_0 - 2 * at_half + at_1)",
+            "curvature = -2 * (at_0 - 2 * at_half + at_1)",
+            "the parabola of clipped noise is too flat",
+        ),
+        (
+            "evidence.py",
+            "torch.where(high, curvature - slope, field)",
+            "torch.where(high, slope, field)",
+            "a pixel clipped at 1 is told as one clipped at 0",
+        ),
+        (
+            "local_linear.py",
+            "mul_(attention.sqrt().unsqueeze(-1))",
+            "mul_(attention.unsqueeze(-1))",
+            "C is weighted by beta squared",
+        ),
+        (
+            "local_linear.py",
+            "own = covariance[:, -outputs:] * root.unsqueeze(1)",
+            "own = covariance[:, -outputs:].clone()",
+            "a gain is lost in the P x P form",
+        ),
+        (
+            "local_linear.py",
+            "pulled = deviations * gain.unsqueeze(1)  # X D",
+            "pulled = deviations * gain.sqrt().unsqueeze(1)",
+            "the K x K form has the root of the gain",
+        ),
+        (
+            "local_linear.py",
+            "torch.exp(squared_distances / (-2 * self.reach**2))",
+            "torch.exp(squared_distances / -(self.reach**2))",
+            "relevance falls twice as fast as rho says",
+        ),
+        (
+            "local_linear.py",
+            "best = best / spread.clamp_min(torch.finfo(best.dtype).tiny)",
+            "best = best * spread",
+            "a relative temperature is multiplied and not divided",
+        ),
+        (
+            "local_linear_memory.py",
+            "pulled = field + pull * state if pull else field",
+            "pulled = field + state if pull else field",
+            "the state pulls with 1 and not kappa",
+        ),
+        (
+            "local_linear_memory.py",
+            "gain = attention.gain(relevance * known.precision)",
+            "gain = attention.gain(known.precision)",
+            "far pixels answer as near ones",
+        ),
+        (
+            "local_linear_memory.py",
+            "distance = distance.masked_fill(~observed, torch.inf)",
+            "distance = distance.clone()",
+            "hidden tokens are taken for windows",
+        ),
+        (
+            "pattern_memory.py",
+            "part.addmm_(precision, m.square_().T, alpha=-0.5)",
+            "part.addmm_(precision, m.square_().T, alpha=-1)",
+            "the search has twice the square of a pattern",
+        ),
+        (
+            "pattern_memory.py",
+            "scores.T.contiguous().mul_(-0.5 * self.unit**2)",
+            "scores.T.contiguous().mul_(-0.5 * self.unit)",
+            "exact scores in the wrong unit",
+        ),
+        (
+            "pattern_memory.py",
+            "covariance.addmm_(centred.T, centred, alpha=1 / self.count)",
+            "covariance.addmm_(centred.T, centred, alpha=1 / (self.count - 1))",
+            "the covariance of the regression limit",
+        ),
+    )
+]
+
+
 def plant(mutant: Mutant) -> str:
     """The mutated text of the file. Raises ValueError unless the old text occurs exactly once."""
     text = (ROOT / mutant.path).read_text(encoding="utf-8")
@@ -598,6 +683,8 @@ def judge(mutant: Mutant | None, part: str) -> tuple[str, float]:
             (copy / mutant.path).write_text(plant(mutant), encoding="utf-8")
             # the tests of the mutated file first: most mutants die there
             own = {f"test_{Path(mutant.file).stem}"}
+            if mutant.why.startswith("memory:"):
+                own |= {"test_local_linear"}
             if mutant.file.startswith("kernels/"):
                 own |= {"test_kernels", "test_threads", "test_energies"}
             files.sort(key=lambda path: (path.stem not in own, path.name))
