@@ -54,10 +54,10 @@ class StoreConfig(RuleConfig):
 class ClosedFormConfig(RuleConfig):
     """Of slots; see `physics.slot_learning`."""
 
-    parent_images: float = 100.0  # n_0: as many of its parent's images count for a slot
-    root_images: float = 1000.0  # n_1: as many of all images count for a parent
-    ridge: float = 1e-3  # variance added to every pixel
-    iterations: int = 8  # of k-means
+    parent_images: float = MISSING  # n_0: as many of its parent's images count for a slot
+    root_images: float = MISSING  # n_1: as many of all images count for a parent
+    ridge: float = MISSING  # variance added to every pixel
+    iterations: int = MISSING  # of k-means
 
 
 class PrecisionName(Enum):
