@@ -44,7 +44,8 @@ from attractor.lab.network import AttractorNetwork, Network, Reading, Retrieval
 from attractor.lab.recollection import MemoryNetwork, refuse_more_than_fits
 from attractor.lab.recollection_choice import check_neighbours, first_recollection
 from attractor.lab.slot_choice import first_slot_reading
-from attractor.lab.slot_network import SlotNetwork, refuse_slots
+from attractor.lab.slot_limits import refuse_slots
+from attractor.lab.slot_network import SlotNetwork
 from attractor.lab.transformers import Passes, TransformerNetwork
 from attractor.physics import (
     Backend,

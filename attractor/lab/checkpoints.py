@@ -225,8 +225,7 @@ def _rows(
     if reached < rows.stop:
         raise CheckpointError(f"{path} lacks row {reached}; its files hold {list(parts.values())}")
     return {
-        # one piece is not copied: of some models it is as large as what is free
-        group: {key: torch.cat(found) if len(found) > 1 else found[0] for key, found in tensors.items()}
+        group: {key: torch.cat(found) for key, found in tensors.items()}
         for group, tensors in pieces.items()
     }
 

@@ -186,7 +186,7 @@ def restore(
     position = checkpoint.position
     stopping.best_step, stopping.best_score = position.best_step, position.best_score
     stopping.failures = position.failures
-    if isinstance(rule, ONE_SHOT):
+    if position.best_step and isinstance(rule, ONE_SHOT):
         stopping.best_weights = weights  # which change no more
     elif position.best_step:
         best = checkpoints.load(folder, step=position.best_step, rows=network.rows)

@@ -15,8 +15,7 @@ from torch import Generator, Tensor
 
 from attractor.images import Corrupted, PixelEncoding, from_patches, to_patches, to_pixels
 from attractor.images.symmetries import copies
-from attractor.lab.errors import ConfigError, configuring
-from attractor.lab.machine import available_bytes
+from attractor.lab.errors import configuring
 from attractor.physics import (
     LowRankSlots,
     PixelEvidence,
@@ -31,7 +30,6 @@ from attractor.physics import (
 )
 
 _KNOWN = 1e-3  # variance of a visible pixel: so small that the slots keep it as it is
-_CHUNK = 8192  # images that k-means compares with all slots at a time
 
 
 @dataclass(frozen=True)
@@ -187,39 +185,6 @@ class ClosedForm:
         with configuring():
             network.learn(images, recipe, seed=self.seed)
         return time.perf_counter() - begin
-
-
-def refuse_slots(recipe: SlotRecipe, *, images: int, pixels: int, heads: int) -> None:
-    """ConfigError for slots that these images cannot make, or that the machine cannot hold."""
-    if recipe.slots > images:
-        raise ConfigError(
-            f"model.slots is {recipe.slots:,}, but there are {images:,} images to train on; use fewer slots"
-        )
-    for name, rank in (("rank", recipe.rank), ("screening_rank", recipe.screening_rank)):
-        if rank >= pixels:
-            raise ConfigError(f"model.{name} is {rank}, but images have {pixels} pixels; use fewer")
-    available = available_bytes()
-    if available is None:
-        return
-    needed = _working_bytes(recipe, recipe.slots, images=images, pixels=pixels, heads=heads)
-    fixed = _working_bytes(recipe, 0, images=images, pixels=pixels, heads=heads)
-    if needed > available:
-        fit = max(0, int((available - fixed) / ((needed - fixed) / recipe.slots)))
-        raise ConfigError(
-            f"{recipe.slots:,} slots of {pixels:,} pixels in {heads} heads need {needed / 1e9:.1f} GB, and "
-            f"{available / 1e9:.1f} GB are free; {fit:,} slots would fit: use model.slots={fit}, or fewer "
-            "model.heads"
-        )
-
-
-def _working_bytes(recipe: SlotRecipe, slots: int, *, images: int, pixels: int, heads: int) -> int:
-    """What heads of slots take at most, while they are made: the last one with its covariances.
-
-    Beside them images and a copy of them, as pixels of 4 bytes, and the copy as bytes.
-    """
-    matrices = slots * pixels**2
-    kept = matrices + slots * pixels * (recipe.rank + recipe.screening_rank + 1)
-    return 4 * (heads * kept + matrices + _CHUNK * slots) + 9 * images * pixels
 
 
 def _shapes(recipe: SlotRecipe, pixels: int) -> dict[str, tuple[int, ...]]:

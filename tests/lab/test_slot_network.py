@@ -19,13 +19,14 @@ from attractor.images import (
     to_patches,
     to_pixels,
 )
-from attractor.lab import load_run, slot_network
+from attractor.lab import load_run, slot_limits
 from attractor.lab.build import build_data, build_network
 from attractor.lab.errors import ConfigError
 from attractor.lab.evaluation import corruptions
 from attractor.lab.network import Recall
 from attractor.lab.slot_choice import choose_slot_reading
-from attractor.lab.slot_network import ClosedForm, SlotNetwork, SlotReading, refuse_slots
+from attractor.lab.slot_limits import refuse_slots
+from attractor.lab.slot_network import ClosedForm, SlotNetwork, SlotReading
 from attractor.lab.training import EarlyStopping
 from attractor.physics import Ranks, Shrinkage, SlotRecipe, noisy, posterior_mean, seen
 from evaluate import compare
@@ -209,7 +210,7 @@ def test_the_weights_of_the_last_step_are_not_copied(splits: ImageSplits) -> Non
 
 def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before any work, with the number of slots that would fit."""
-    monkeypatch.setattr(slot_network, "available_bytes", lambda: 3_000_000_000)
+    monkeypatch.setattr(slot_limits, "available_bytes", lambda: 3_000_000_000)
     recipe, sizes = SlotRecipe(slots=5000), {"images": 60_000, "pixels": 784, "heads": 2}
     with pytest.raises(ConfigError, match=r"5,000 slots of 784 pixels in 2 heads need .* GB") as caught:
         refuse_slots(recipe, **sizes)
