@@ -24,7 +24,8 @@ def refuse_slots(recipe: SlotRecipe, *, images: int, pixels: int, heads: int) ->
     if needed > available:
         fit = max(0, int((available - fixed) / ((needed - fixed) / recipe.slots)))
         raise ConfigError(
-            f"{recipe.slots:,} slots of {pixels:,} pixels in {heads} heads need {needed / 1e9:.1f} GB, and "
+            f"{recipe.slots:,} slots of {pixels:,} pixels with model.heads={heads} need "
+            f"{needed / 1e9:.1f} GB, and "
             f"{available / 1e9:.1f} GB are free; {fit:,} slots would fit: use model.slots={fit}, or fewer "
             "model.heads"
         )

@@ -212,7 +212,9 @@ def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch)
     """Said before any work, with the number of slots that would fit."""
     monkeypatch.setattr(slot_limits, "available_bytes", lambda: 3_000_000_000)
     recipe, sizes = SlotRecipe(slots=5000), {"images": 60_000, "pixels": 784, "heads": 2}
-    with pytest.raises(ConfigError, match=r"5,000 slots of 784 pixels in 2 heads need .* GB") as caught:
+    with pytest.raises(
+        ConfigError, match=r"5,000 slots of 784 pixels with model\.heads=2 need .* GB"
+    ) as caught:
         refuse_slots(recipe, **sizes)
     fit = int(str(caught.value).split("model.slots=")[1].split(",")[0])
     # two heads and the covariances of one, 2.5 MB a slot each
@@ -253,6 +255,13 @@ def test_what_cannot_be_learned_is_refused_before_any_work(
     with pytest.raises(ConfigError, match=words):
         train_run(tmp_path / "run", *SMALL, *overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_make_fewer_slots_are_refused(splits: ImageSplits) -> None:
+    """A sentence for what only k-means can find out: the same image again and again is one slot."""
+    rule = ClosedForm(Shrinkage(), iterations=2, seed=0)
+    with pytest.raises(ConfigError, match="have no images; leave them out, or use fewer slots"):
+        rule.learn(empty(splits), splits.train[:1].expand(20, -1, -1, -1))
 
 
 def test_rule_closed_form_is_for_slots(train_run: Callable[..., Any], tmp_path: Path) -> None:
