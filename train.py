@@ -157,7 +157,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                     processes=processes,
                 )
                 values |= {f"physics/{name}": value for name, value in physics.items()}
-                stopping.update(done, errors, network.weights)
+                stopping.update(done, errors, network.weights, last=step.last)
             bar.set_postfix_str(report.progress(rule, objective, errors), refresh=False)
             tracker.log(done, values)  # before the record, which says what was told
             metrics.write(done, values)

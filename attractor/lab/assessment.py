@@ -12,7 +12,7 @@ from typing import Any
 from attractor.baselines import DenseMemory, LinearRegression, TrainingMean
 from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Task, to_pixels
 from attractor.lab.build import build_candidates
-from attractor.lab.config import REFERENCES, Config, LocalLinearMemoryConfig
+from attractor.lab.config import REFERENCES, Config, LocalLinearMemoryConfig, SlotsConfig
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, summarise
 from attractor.lab.network import (
     AttractorNetwork,
@@ -25,6 +25,8 @@ from attractor.lab.network import (
 from attractor.lab.recollection import MemoryNetwork, Recollection
 from attractor.lab.recollection_choice import choose_recollection
 from attractor.lab.selection import Choice, choose
+from attractor.lab.slot_choice import choose_slot_reading
+from attractor.lab.slot_network import SlotNetwork, SlotReading
 from attractor.lab.transformers import Passes
 
 SCHEMA = 1
@@ -66,6 +68,13 @@ def choose_retrievals(
             assert isinstance(config.model, LocalLinearMemoryConfig)
             tell = partial(_tell, progress, name)
             chosen = choose_recollection(network, config.model, task, batch, progress=tell)
+            choices[name] = {config.model.name: chosen}
+            continue
+        if isinstance(network, SlotNetwork):
+            assert isinstance(config.model, SlotsConfig)
+            progress(name)
+            variance = config.task.noise_variance
+            chosen = choose_slot_reading(network, config.model, batch, noise_variance=variance)
             choices[name] = {config.model.name: chosen}
             continue
         rows = {config.model.name: False}
@@ -256,4 +265,6 @@ def choices_from_json(values: dict[str, Any]) -> Choices:
 def _reading(values: dict[str, Any]) -> Reading:
     if "neighbours" in values:
         return Recollection.from_json(values)
+    if "candidates" in values:
+        return SlotReading.from_json(values)
     return Retrieval.from_json(values) if "map" in values else Passes(**values)

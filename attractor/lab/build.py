@@ -33,6 +33,7 @@ from attractor.lab.config import (
     MeasureName,
     ModelConfig,
     OrderName,
+    SlotsConfig,
     TaskConfig,
     TaskName,
     TransformerBlockConfig,
@@ -42,6 +43,9 @@ from attractor.lab.errors import ConfigError, configuring
 from attractor.lab.network import AttractorNetwork, Network, Reading, Retrieval
 from attractor.lab.recollection import MemoryNetwork, refuse_more_than_fits
 from attractor.lab.recollection_choice import check_neighbours, first_recollection
+from attractor.lab.slot_choice import first_slot_reading
+from attractor.lab.slot_limits import refuse_slots
+from attractor.lab.slot_network import SlotNetwork
 from attractor.lab.transformers import Passes, TransformerNetwork
 from attractor.physics import (
     Backend,
@@ -52,6 +56,7 @@ from attractor.physics import (
     Measure,
     Pairwise,
     Ranks,
+    SlotRecipe,
     Sphere,
     neighbourhood,
 )
@@ -77,12 +82,15 @@ def build_data(config: DataConfig) -> ImageSplits:
 
 
 def refuse_memory(config: ModelConfig, splits: ImageSplits) -> None:
-    """Refuse a memory that these images cannot fill, or that they would overfill (ConfigError)."""
+    """Refuse a memory or slots that these images cannot fill, or that would overfill the machine."""
     if isinstance(config, LocalLinearMemoryConfig):
         with configuring():
             count = len(copies(config.copies, side=splits.side))
         check_neighbours(config, stored=len(splits.train), copies=count)
         refuse_more_than_fits(len(splits.train), splits.train[0].numel(), copies=count)
+    if isinstance(config, SlotsConfig):
+        images, pixels = len(splits.train), splits.train[0].numel()
+        refuse_slots(_recipe(config), images=images, pixels=pixels, heads=config.heads)
 
 
 def build_network(
@@ -103,6 +111,8 @@ def build_network(
             raise ConfigError(f"{config.name} is no network of rows that processes could share; start one")
         if isinstance(config, LocalLinearMemoryConfig):
             return _memory(config, mean, device=device)
+        if isinstance(config, SlotsConfig):
+            return _slots(config, mean, device=device)
         return _transformer(config, mean, seed=seed, device=device)
     with configuring():
         encoding = _encoding(config, mean, Generator().manual_seed(seed))
@@ -129,6 +139,28 @@ def _memory(config: LocalLinearMemoryConfig, mean: Tensor, *, device: DeviceName
             candidates=config.candidates,
             device=torch.device(_device(device)),
         )
+
+
+def _slots(config: SlotsConfig, mean: Tensor, *, device: DeviceName) -> SlotNetwork:
+    channels, side, _ = mean.shape
+    with configuring():
+        return SlotNetwork(
+            PixelEncoding(channels, side, patch=config.patch, mean=mean),
+            _recipe(config),
+            heads=config.heads,
+            descriptions=config.copies,
+            device=torch.device(_device(device)),
+        )
+
+
+def _recipe(config: SlotsConfig) -> SlotRecipe:
+    """The sizes; the rest is for the rule to say."""
+    return SlotRecipe(
+        slots=config.slots,
+        parents=config.parents,
+        rank=config.rank,
+        screening_rank=config.screening_rank,
+    )
 
 
 def _transformer(config: ModelConfig, mean: Tensor, *, seed: int, device: DeviceName) -> TransformerNetwork:
@@ -215,6 +247,8 @@ def build_candidates(config: Config, *, evidence: bool) -> list[Reading]:
     """The retrievals to choose from, free or with evidence; a transformer has one, of which t is chosen."""
     if isinstance(config.model, LocalLinearMemoryConfig):
         return [first_recollection(config.model, noise_variance=config.task.noise_variance)]
+    if isinstance(config.model, SlotsConfig):
+        return [first_slot_reading(config.model, noise_variance=config.task.noise_variance)]
     if not isinstance(config.model, AttractorConfig):
         return [Passes(recycled=isinstance(config.model, TransformerBlockConfig))]
     dynamics = config.dynamics

@@ -13,6 +13,7 @@ from attractor.lab.network import AttractorNetwork, Network
 from attractor.lab.recollection import MemoryNetwork, Storing
 from attractor.lab.rule_config import (
     BackpropConfig,
+    ClosedFormConfig,
     EnergyDescentConfig,
     HebbConfig,
     OptimiserName,
@@ -22,6 +23,7 @@ from attractor.lab.rule_config import (
     RuleConfig,
     StoreConfig,
 )
+from attractor.lab.slot_network import ClosedForm, SlotNetwork
 from attractor.lab.training import Rule
 from attractor.lab.transformers import TaskDescent, TransformerNetwork
 from attractor.physics import (
@@ -33,6 +35,7 @@ from attractor.physics import (
     OneShotRule,
     PseudoLikelihood,
     Ridge,
+    Shrinkage,
     random_start,
 )
 
@@ -45,6 +48,10 @@ def build_rule(config: RuleConfig, network: Network, tasks: Mapping[str, Task], 
         return Storing()
     if isinstance(config, StoreConfig):
         raise ConfigError("rule=store is for memories; use model=local_linear_memory, or another rule")
+    if isinstance(network, SlotNetwork):
+        return _closed_form(config, seed)
+    if isinstance(config, ClosedFormConfig):
+        raise ConfigError("rule=closed_form is for slots; use model=slots, or another rule")
     if not isinstance(network, AttractorNetwork):
         assert isinstance(network, TransformerNetwork)
         return _task_descent(config, network, tasks, seed)
@@ -80,11 +87,19 @@ def _task_descent(
     return TaskDescent(backprop, next(iter(tasks.values())), seed=seed)
 
 
+def _closed_form(config: RuleConfig, seed: int) -> ClosedForm:
+    if not isinstance(config, ClosedFormConfig):
+        raise ConfigError("slots learn in closed form and by no other rule here; leave rule out")
+    with configuring():
+        shrinkage = Shrinkage(parent=config.parent_images, root=config.root_images, ridge=config.ridge)
+    return ClosedForm(shrinkage, iterations=config.iterations, seed=seed)
+
+
 def jitter_of(config: Config) -> float:
     """train.jitter, or what suits the rule: noise keeps couplings from being too sure of themselves."""
     if config.train.jitter is not None:
         return config.train.jitter
-    return 0.0 if isinstance(config.rule, BackpropConfig | StoreConfig) else 0.4
+    return 0.0 if isinstance(config.rule, BackpropConfig | StoreConfig | ClosedFormConfig) else 0.4
 
 
 def _local_rule(config: RuleConfig, seed: int) -> IterativeRule | OneShotRule:

@@ -127,6 +127,20 @@ class LocalLinearMemoryConfig(ModelConfig):
 
 
 @dataclass
+class SlotsConfig(ModelConfig):
+    """A mixture of Hopfield networks; see `lab.slot_network`."""
+
+    heads: int = 1  # mixtures with draws of their own, of which the predictions are averaged
+    slots: int = MISSING  # of each head
+    parents: int = MISSING  # clusters of slots, towards which their covariances are shrunk
+    rank: int = MISSING  # directions of a slot that answer noise
+    screening_rank: int = MISSING  # directions of a slot by which those that answer are found
+    copies: list[str] = field(default_factory=list)  # of training images: see images/symmetries.py
+    candidates: int = MISSING  # slots of a head that answer for an image
+    inverse_temperatures: list[float] = field(default_factory=list)  # tau, tried on validation images
+
+
+@dataclass
 class DataConfig:
     name: str = MISSING
     root: str = "data"  # torchvision root, or the file of npz
@@ -246,6 +260,7 @@ MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
     "transformer": TransformerConfig,
     "transformer_block": TransformerBlockConfig,
     "local_linear_memory": LocalLinearMemoryConfig,
+    "slots": SlotsConfig,
 }
 # groups whose options are classes of their own
 GROUPS: dict[str, Mapping[str, type[Any]]] = {

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from attractor.images import Corrupted, Encoding
 from attractor.lab.config import MapName, OrderName
 from attractor.lab.recollection import Recollection
+from attractor.lab.slot_network import SlotReading
 from attractor.lab.transformers import Passes
 from attractor.physics import (
     Attention,
@@ -74,7 +75,9 @@ class Retrieval:
         return ", ".join(words)
 
 
-Reading = Retrieval | Passes | Recollection  # how a prediction is read from a network of each kind
+Reading = (
+    Retrieval | Passes | Recollection | SlotReading
+)  # how a prediction is read from a network of each kind
 
 
 class Network(Protocol):

@@ -7,7 +7,6 @@ the network is which images it stores; a run that is loaded reads them again.
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from attractor.images import (
 )
 from attractor.images.symmetries import copies
 from attractor.lab.errors import ConfigError
+from attractor.lab.machine import available_bytes
 from attractor.physics import (
     Dynamics,
     LocalAttention,
@@ -220,7 +220,7 @@ def refill(network: MemoryNetwork, stored: Tensor, splits: ImageSplits) -> None:
 
 def refuse_more_than_fits(images: int, pixels: int, *, copies: int) -> None:
     """ConfigError, with the number of images that would fit, if the memory of the machine is too small."""
-    available = _available_bytes()
+    available = available_bytes()
     if available is None:
         return
     needed, fixed = working_bytes(images, pixels, copies=copies), working_bytes(0, pixels, copies=copies)
@@ -232,12 +232,3 @@ def refuse_more_than_fits(images: int, pixels: int, *, copies: int) -> None:
             f"{available / 1e9:.1f} GB are free; {fit:,} images would fit: use data.train_images={fit}, or "
             "fewer model.copies"
         )
-
-
-def _available_bytes() -> int | None:
-    """Memory that is free on this machine; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

@@ -13,11 +13,13 @@ from attractor.lab.config import (
     Config,
     LocalLinearMemoryConfig,
     MeasureName,
+    SlotsConfig,
 )
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import Network
 from attractor.lab.rule_config import (
     BackpropConfig,
+    ClosedFormConfig,
     EnergyDescentConfig,
     HebbConfig,
     PseudoLikelihoodConfig,
@@ -32,6 +34,7 @@ TITLES = {
     "local_attention": "local self-attention",
     "hopfield": "vector Hopfield network",
     "local_linear_memory": "local linear memory",
+    "slots": "slots",
     "transformer": "transformer",
     "transformer_block": "transformer block",
     "training_mean": "training mean",
@@ -45,6 +48,7 @@ _RULES: dict[type[RuleConfig], str] = {
     HebbConfig: "Hebb, one shot (no backpropagation)",
     RidgeConfig: "ridge regression, closed form (no backpropagation)",
     BackpropConfig: "backpropagation of the squared error",
+    ClosedFormConfig: "k-means and shrunk covariances, closed form (no backpropagation)",
     StoreConfig: "training images are stored (no training, no backpropagation)",
 }
 
@@ -90,6 +94,8 @@ def header(config: Config, splits: ImageSplits, network: Network) -> str:
     if isinstance(config.model, LocalLinearMemoryConfig):
         copies = f" with {', '.join(config.model.copies)}" if config.model.copies else ""
         size = f"{len(splits.train):,} images to store{copies}"
+    if isinstance(config.model, SlotsConfig):
+        size = _mixture(config.model)
     threads = f"{config.threads} thread" + ("s" if config.threads > 1 else "")
     running = f"{network.device.type}, {threads}, backend {network.backend_name}"
     if network.ranks is not None:
@@ -100,6 +106,13 @@ def header(config: Config, splits: ImageSplits, network: Network) -> str:
         f"{size}\n"
         f"rule: {_RULES[type(config.rule)]}   device: {running}"
     )
+
+
+def _mixture(model: SlotsConfig) -> str:
+    copies = f", with {', '.join(model.copies)}" if model.copies else ""
+    each = f"mixture of {model.slots:,} Hopfield networks with {model.parents:,} parents"
+    heads = "a" if model.heads == 1 else f"{model.heads} heads, each a"
+    return f"{heads} {each}, rank {model.rank}{copies}"
 
 
 def progress(rule: Rule, objective: float | None, errors: dict[str, float]) -> str:

@@ -186,7 +186,9 @@ def restore(
     position = checkpoint.position
     stopping.best_step, stopping.best_score = position.best_step, position.best_score
     stopping.failures = position.failures
-    if position.best_step:
+    if position.best_step and isinstance(rule, ONE_SHOT):
+        stopping.best_weights = weights  # which change no more
+    elif position.best_step:
         best = checkpoints.load(folder, step=position.best_step, rows=network.rows)
         stopping.best_weights = {
             name: _laid_out(value, weights[name]) for name, value in best.weights.items()

@@ -50,6 +50,16 @@ class StoreConfig(RuleConfig):
     """All training images are stored; there is nothing to set."""
 
 
+@dataclass
+class ClosedFormConfig(RuleConfig):
+    """Of slots; see `physics.slot_learning`."""
+
+    parent_images: float = MISSING  # n_0: as many of its parent's images count for a slot
+    root_images: float = MISSING  # n_1: as many of all images count for a parent
+    ridge: float = MISSING  # variance added to every pixel
+    iterations: int = MISSING  # of k-means
+
+
 class PrecisionName(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"  # of the products of matrices, in training
@@ -71,4 +81,5 @@ RULE_SCHEMAS: dict[str, type[RuleConfig]] = {
     "ridge": RidgeConfig,
     "backprop": BackpropConfig,
     "store": StoreConfig,
+    "closed_form": ClosedFormConfig,
 }

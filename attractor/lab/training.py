@@ -16,13 +16,14 @@ from attractor.images import to_pixels
 from attractor.lab.errors import configuring
 from attractor.lab.network import AttractorNetwork, Network
 from attractor.lab.recollection import MemoryNetwork, Storing
+from attractor.lab.slot_network import ClosedForm, SlotNetwork
 from attractor.lab.transformers import TaskDescent, TransformerNetwork
 from attractor.physics import IterativeRule, NonFiniteError, OneShotRule
 
 _BLOCK = 128  # images encoded at a time
 
-Rule = IterativeRule | OneShotRule | TaskDescent | Storing
-ONE_SHOT = (OneShotRule, Storing)  # rules that see the images once
+Rule = IterativeRule | OneShotRule | TaskDescent | Storing | ClosedForm
+ONE_SHOT = (OneShotRule, Storing, ClosedForm)  # rules that see the images once
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,9 @@ def fit(
     clock, so that no two runs are the same. A one-shot rule yields once. Raises NonFiniteError, naming step
     and row.
     """
-    if isinstance(rule, Storing):
+    if isinstance(rule, ONE_SHOT):
         if not done:
-            assert isinstance(network, MemoryNetwork)
-            yield Step(1, None, 0.0, rule.learn(network, images), last=True)
-        return
-    if isinstance(rule, OneShotRule):
-        if not done:
-            begin = time.perf_counter()
-            assert isinstance(network, AttractorNetwork)
-            _solve(network, rule, images)
-            yield Step(1, None, 0.0, time.perf_counter() - begin, last=True)
+            yield Step(1, None, 0.0, _once(network, rule, images), last=True)
         return
     batches = _batches(images, batch_size, seed, done)
     limit = float("inf") if max_seconds is None else max_seconds
@@ -99,6 +92,20 @@ def fit(
         taken = time.perf_counter() - begin
         seconds += taken
         yield Step(index, objective, rate, taken, last=index == steps or seconds >= limit)
+
+
+def _once(network: Network, rule: OneShotRule | Storing | ClosedForm, images: Tensor) -> float:
+    """The seconds that it took."""
+    if isinstance(rule, Storing):
+        assert isinstance(network, MemoryNetwork)
+        return rule.learn(network, images)
+    if isinstance(rule, ClosedForm):
+        assert isinstance(network, SlotNetwork)
+        return rule.learn(network, images)
+    begin = time.perf_counter()
+    assert isinstance(network, AttractorNetwork)
+    _solve(network, rule, images)
+    return time.perf_counter() - begin
 
 
 def _solve(network: AttractorNetwork, rule: OneShotRule, images: Tensor) -> None:
@@ -163,13 +170,18 @@ class EarlyStopping:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     failures: int = 0
 
-    def update(self, step: int, errors: dict[str, float], weights: dict[str, Tensor]) -> bool:
-        """Take a validation into account; True if it is the best so far."""
+    def update(
+        self, step: int, errors: dict[str, float], weights: dict[str, Tensor], *, last: bool = False
+    ) -> bool:
+        """Take a validation into account; True if it is the best so far.
+
+        After the `last` update the weights change no more, and are kept without a copy.
+        """
         score = torch.tensor(list(errors.values()), dtype=torch.float64).log().mean().exp().item()
         improved = score < self.best_score
         if improved:
             self.best_score, self.best_step, self.failures = score, step, 0
-            self.best_weights = {name: weight.clone() for name, weight in weights.items()}
+            self.best_weights = {name: w if last else w.clone() for name, w in weights.items()}
         else:
             self.failures += 1
         return improved

@@ -10,6 +10,7 @@ from attractor.lab.config import (
     CouplingsName,
     LocalLinearMemoryConfig,
     Objective,
+    SlotsConfig,
 )
 from attractor.lab.errors import ConfigError
 from attractor.lab.rule_config import BackpropConfig, EnergyDescentConfig, PseudoLikelihoodConfig
@@ -33,11 +34,14 @@ def validate(config: Config) -> None:
             )
     if isinstance(model, LocalLinearMemoryConfig):
         _check_memory(model)
+    if isinstance(model, SlotsConfig):
+        _check_slots(model)
     numbers: list[tuple[str, float | None]] = [
         *((f"model.{name}", getattr(model, name, None)) for name in ("radius", "width", "heads", "depth")),
         ("rule.warmup", getattr(config.rule, "warmup", None)),
         ("rule.clip", getattr(config.rule, "clip", None)),
         ("rule.rows_per_step", getattr(config.rule, "rows_per_step", None)),
+        ("rule.iterations", getattr(config.rule, "iterations", None)),
         ("train.steps", train.steps),
         ("train.max_seconds", train.max_seconds),
         ("train.batch_size", train.batch_size),
@@ -66,7 +70,8 @@ def validate(config: Config) -> None:
         _positive("rule.learning_rate", config.rule.learning_rate)
         if config.rule.learning_rate > 1e37:
             raise ConfigError(f"rule.learning_rate is {config.rule.learning_rate}; float32 ends at 3e38")
-    for field_name in ("momentum", "decay", "rate", "ridge", "start", "weight_decay"):
+    sizes = ("momentum", "decay", "rate", "ridge", "start", "weight_decay")
+    for field_name in (*sizes, "parent_images", "root_images"):
         value = getattr(config.rule, field_name, None)
         if value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"rule.{field_name} is {value}; it must be 0 or more, and finite")
@@ -125,6 +130,19 @@ def _check_memory(model: LocalLinearMemoryConfig) -> None:
         raise ConfigError(
             f"model.common is {model.common}; it must be 0 to model.iterations, {model.iterations}"
         )
+
+
+def _check_slots(model: SlotsConfig) -> None:
+    for name in ("slots", "parents", "rank", "screening_rank", "candidates"):
+        _positive(f"model.{name}", getattr(model, name))
+    if model.parents > model.slots:
+        raise ConfigError(
+            f"model.parents is {model.parents}, but there are {model.slots} slots to cluster; use fewer"
+        )
+    if not model.inverse_temperatures:
+        raise ConfigError("model.inverse_temperatures is empty; give at least one value")
+    for value in model.inverse_temperatures:
+        _positive("each of model.inverse_temperatures", value)
 
 
 def validate_comparison(config: CompareConfig) -> None:

@@ -58,7 +58,14 @@ class SlotReader:
 
     def posterior_mean(self, evidence: PixelEvidence) -> Tensor:
         """x (B, P). Visible pixels of a mask stay as they are."""
-        log_evidence, means = self.slots.answer(evidence, self.asked(evidence))
+        return self.mean(*self.answer(evidence))
+
+    def answer(self, evidence: PixelEvidence) -> tuple[Tensor, Tensor]:
+        """Log evidence (B, k) and posterior means (B, k, P) of the slots that are asked, whatever tau."""
+        return self.slots.answer(evidence, self.asked(evidence))
+
+    def mean(self, log_evidence: Tensor, means: Tensor) -> Tensor:
+        """x (B, P), from what `answer` returns."""
         weights = (self.inverse_temperature * log_evidence).softmax(1)
         return torch.bmm(weights.unsqueeze(1), means).squeeze(1)
 

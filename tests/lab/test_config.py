@@ -109,13 +109,17 @@ def test_the_command_without_arguments_is_valid(make_config: Callable[..., objec
     assert not set("=,") & set(config.folder)
 
 
+# sizes that the other images are too few for
+SMALLER = {"slots_mnist": ("model.slots=10", "model.parents=2", "model.rank=20")}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(experiment: str, train_run: Callable[..., object], tmp_path: Path) -> None:
     """Every experiment, made small and on other images, trains and evaluates to the end.
 
     Lists of candidates stay the experiment's own: a map or a rule that its model refuses would show.
     """
-    kept = train_run(tmp_path / "run", f"experiment={experiment}")
+    kept = train_run(tmp_path / "run", f"experiment={experiment}", *SMALLER.get(experiment, ()))
     assert kept.config.data.name == "synthetic"
     assert set(kept.results["tasks"]) == {task.value for task in kept.config.task.names}
 
@@ -238,6 +242,7 @@ def test_comparisons_are_validated_too(
         ["rule=energy_descent", "rule.decay=0.1"],
         ["model=local_attention", "rule.rows_per_step=3"],
         ["rule=hebb"],
+        ["model=slots", "rule.ridge=0.01"],
         ["model=hopfield", "rule=ridge", "model.projection=null", "train.patience=3"],
     ],
     ids=str,

@@ -166,7 +166,7 @@ def test_other_images_are_no_memory_of_the_run(train_run: Callable[..., Any], tm
 
 def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before any work, with the number of images that would fit."""
-    monkeypatch.setattr(recollection, "_available_bytes", lambda: 200_000_000)
+    monkeypatch.setattr(recollection, "available_bytes", lambda: 200_000_000)
     with pytest.raises(
         ConfigError, match=r"60,000 images with 8 copies each need .* GB.*would fit: use"
     ) as e:

@@ -25,6 +25,7 @@ RULES = {
     "energy descent": ("rule=energy_descent",),
     "hopfield": ("model=hopfield",),
     "one shot": ("rule=hebb",),
+    "slots": ("model=slots", "model.slots=6", "model.parents=2", "model.rank=10"),
     "transformer": ("model=transformer", "model.width=8", "task=masked"),
     "recycled block": ("model=transformer_block", "model.width=8", "task=denoise"),
     "patience": ("train.patience=1", "train.validate_every=1", "rule.learning_rate=1e-30"),
@@ -85,6 +86,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         ("transformer", 5),
         ("recycled block", 5),
         ("one shot", "evaluation"),
+        ("slots", "evaluation"),
         ("patience", "evaluation"),
     ],
 )
