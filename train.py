@@ -42,7 +42,7 @@ from attractor.lab.selection import choose
 from attractor.lab.studies.config import TheoryConfig
 from attractor.lab.studies.run import study
 from attractor.lab.tracking import Tracker
-from attractor.lab.training import ONE_SHOT, EarlyStopping, fit
+from attractor.lab.training import CHOSEN_BY, ONE_SHOT, EarlyStopping, fit
 from attractor.lab.validation import validate
 
 register()
@@ -187,13 +187,14 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         bar.close()
         folder.signals.heed()
         stopping.restore(network.weights)
-        peak_memory = assessment.peak_memory()
+        choosing = time.perf_counter()
 
         plain = {"bar_format": "{desc}  {elapsed}  {postfix}", "disable": folder.silent}
         with tqdm(desc="choosing", **plain) as bar:
             choices = assessment.choose_retrievals(
                 config, network, splits, tasks, progress=bar.set_postfix_str
             )
+        choose_seconds, peak_memory = time.perf_counter() - choosing, assessment.peak_memory()
         with tqdm(desc="evaluating", **plain) as bar:
             references = {}
             if processes.first:
@@ -220,10 +221,11 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             splits,
             outcome,
             train_seconds=train_seconds,
+            choose_seconds=choose_seconds,
             peak_memory=peak_memory,
             steps=done,
             selected_step=stopping.best_step,
-            score=stopping.best_score,
+            score=assessment.score(choices) if isinstance(rule, CHOSEN_BY) else stopping.best_score,
         )
         value = measured(results, config.objective)
         if not processes.first:

@@ -3,7 +3,9 @@
 train.py and evaluate.py both come through here, so they agree on the same checkpoint.
 """
 
+import math
 import resource
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -67,7 +69,9 @@ def choose_retrievals(
         if isinstance(network, MemoryNetwork):
             assert isinstance(config.model, LocalLinearMemoryConfig)
             tell = partial(_tell, progress, name)
-            chosen = choose_recollection(network, config.model, task, batch, progress=tell)
+            chosen = choose_recollection(
+                network, config.model, task, batch, steps=config.eval.steps, progress=tell
+            )
             choices[name] = {config.model.name: chosen}
             continue
         if isinstance(network, SlotNetwork):
@@ -92,6 +96,12 @@ def choose_retrievals(
                 finalists=dynamics.finalists,
             )
     return choices
+
+
+def score(choices: Choices) -> float:
+    """Geometric mean over tasks of the lowest validation error: of a rule that sees the images once."""
+    errors = [min(choice.error for choice in rows.values()) for rows in choices.values()]
+    return math.exp(statistics.fmean(map(math.log, errors)))
 
 
 def references(
@@ -189,6 +199,7 @@ def run_results(
     assessment: Assessment,
     *,
     train_seconds: float,
+    choose_seconds: float,
     peak_memory: float,
     steps: int,
     selected_step: int,
@@ -198,8 +209,9 @@ def run_results(
 
     score: the validation error by which the step was selected.
 
-    train_seconds and steps are those of all updates, without validation; the couplings that are evaluated
-    are those of `selected_step`. Time and memory are those of this process.
+    train_seconds and steps are those of all updates, without validation; choose_seconds are those of
+    choosing how to retrieve, all the training that a memory has. The couplings that are evaluated are those
+    of `selected_step`. Time and memory are those of this process.
     """
     ranks = network.ranks
     count = min(1000, len(splits.test), len(splits.train))
@@ -218,6 +230,7 @@ def run_results(
         "seed": config.seed,
         "cost": {
             "train_seconds": train_seconds,
+            "choose_seconds": choose_seconds,
             "steps": steps,
             "selected_step": selected_step,
             "parameters": network.parameters,

@@ -123,6 +123,7 @@ class LocalLinearMemoryConfig(ModelConfig):
     pulls: list[float] = field(default_factory=list)  # kappa, of noisy images
     shrinkages: list[float] = field(default_factory=list)  # towards the covariance of all patterns
     ridges: list[float] = field(default_factory=list)  # variance of a visible pixel, of masked images
+    softenings: list[float] = field(default_factory=list)  # rho_0, of noisy images
     window: int = MISSING  # pixels that answer for a token, the nearest observed ones
 
 

@@ -6,7 +6,7 @@ the network is which images it stores; a run that is loaded reads them again.
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ class Recollection:
     def describe(self) -> str:
         """For tables and legends."""
         if self.neighbours is None:
-            return f"linear regression on all patterns, ridge {self.ridge:g}"
+            near = "" if self.reach is None else f", ridge growing with a reach of {self.reach:g} pixels"
+            return f"linear regression on all patterns, ridge {self.ridge:g}{near}"
         unit = "" if self.relative else " absolute"
         words = [
             f"{self.neighbours:,} neighbours",
@@ -100,7 +101,8 @@ class Recollection:
             words.append(f"reach of a token {self.reach:g} pixels")
             words += [f"{self.common} iterations in common first"] * bool(self.common)
         words += [f"pull {self.pull:g}"] * bool(self.pull)
-        words += [f"shrinkage {self.shrinkage:g}"] * bool(self.shrinkage)
+        words += [f"shrinkage {self.shrinkage:g}"] * bool(self.shrinkage and self.reach)
+        words += [f"softening {self.softening:g}"] * bool(0 < self.softening < float("inf"))
         return ", ".join(words)
 
 
@@ -166,16 +168,20 @@ class MemoryNetwork:
         with torch.inference_mode():
             shortlist = self._known(corrupted, reading)
             x = to_patches(corrupted.corrupted, patch=self.encoding.patch).to(self.device)
-        states = None
+        attention = None
         for t in range(1, reading.limit + 1):
-            before = t > 1 and reading.attention(t) == reading.attention(t - 1)
-            if not before or states is None:
-                memory = LocalLinearMemory(
-                    self.patterns, reading.attention(t), squared_distances=self._distances
-                )
+            if attention != (attention := self._attention(reading, t)):
+                memory = LocalLinearMemory(self.patterns, attention, squared_distances=self._distances)
                 states = iterate(memory, x, Dynamics(_Clipped()), evidence=shortlist)
             x = next(states)
             yield from_patches(x, patch=self.encoding.patch).clamp(0, 1).cpu()
+
+    def _attention(self, reading: Recollection, t: int) -> LocalAttention:
+        """That of iteration t, with no more neighbours than there are patterns."""
+        attention, most = reading.attention(t), self.patterns.count * self.patterns.copies
+        if attention.neighbours is None or attention.neighbours <= most:
+            return attention
+        return replace(attention, neighbours=most)
 
     def _known(self, corrupted: Corrupted, reading: Recollection) -> Shortlist:
         """The evidence, and the stored images that it resembles."""
@@ -215,7 +221,7 @@ def refill(network: MemoryNetwork, stored: Tensor, splits: ImageSplits) -> None:
         raise ConfigError(
             f"the run stored {stored.numel()} images, the data set has {len(splits.train)}; check data.root"
         )
-    network.store(splits.train)
+    network.store(splits.train[stored[0]])
 
 
 def refuse_more_than_fits(images: int, pixels: int, *, copies: int) -> None:
@@ -226,9 +232,9 @@ def refuse_more_than_fits(images: int, pixels: int, *, copies: int) -> None:
     needed, fixed = working_bytes(images, pixels, copies=copies), working_bytes(0, pixels, copies=copies)
     if needed > available:
         each = (needed - fixed) / images
-        fit = max(0, int((available - fixed) / each))
+        fit = int((available - fixed) / each)
+        instead = f"{fit:,} images would fit: use data.train_images={fit}, or" if fit > 0 else "use"
         raise ConfigError(
             f"{images:,} images with {copies - 1} copies each need {needed / 1e9:.1f} GB, and "
-            f"{available / 1e9:.1f} GB are free; {fit:,} images would fit: use data.train_images={fit}, or "
-            "fewer model.copies"
+            f"{available / 1e9:.1f} GB are free; {instead} fewer model.copies"
         )

@@ -1,8 +1,9 @@
 """Choosing how to read a memory, on validation images, task by task.
 
-What is tried first are the two limits, linear regression and the softmax memory, so that the choice is no
-worse than the better of them; then what lies between them, with one attention for the image and with one
-for every token. Of that, one field after the other gets its other values, and keeps the best.
+What is tried first are the two limits, linear regression and the softmax memory (of the candidates), so
+that on these images the choice is no worse than the better of them; then what lies between them, with one
+attention for the image and with one for every token. Of that, one field after the other gets its other
+values, and keeps the best.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +21,15 @@ _NEIGHBOURS = (150, 400, 1000)  # tried where there are more patterns
 
 
 def first_recollection(config: LocalLinearMemoryConfig, *, noise_variance: float) -> Recollection:
-    """The one by which a memory is validated while it is stored: the middle of every list."""
+    """The middle of every list, in one iteration: by it a memory is validated when it has been stored."""
     return Recollection(
-        neighbours=_middle(config.neighbours or _NEIGHBOURS[:1]),
+        neighbours=_middle(config.neighbours or _NEIGHBOURS),
         inverse_temperature=_middle(config.inverse_temperatures),
         reach=_middle(config.reaches),
-        pull=_middle(config.pulls),
         shrinkage=_middle(config.shrinkages),
         window=config.window,
-        common=config.common,
         ridge=_middle(config.ridges),
         noise_variance=noise_variance,
-        limit=config.iterations,
     )
 
 
@@ -41,25 +39,35 @@ def choose_recollection(
     task: Task,
     corrupted: Corrupted,
     *,
+    steps: int,
     progress: Callable[[str], Any] = lambda text: None,
 ) -> Choice:
-    """The best reading of `corrupted`, validation images of `task`, and its t."""
+    """The best reading of `corrupted`, validation images of `task`, and its t, of `steps` at most."""
     tried: dict[Recollection, Choice] = {}
 
     def attempt(readings: Sequence[Recollection]) -> Choice:
         for reading in readings:
             if reading not in tried:
                 progress(f"{len(tried) + 1} settings tried")
-                tried[reading] = best_step(network, reading, corrupted, reading.limit)
+                tried[reading] = best_step(network, reading, corrupted, min(reading.limit, steps))
         return min((tried[reading] for reading in readings), key=lambda choice: choice.error)
 
     rows = _rows(network)
     middle = _for_task(config, task, rows)
     limit = _untimed(attempt([*_limits(middle, task, config, rows)]))
-    adapting = replace(limit, softening=0.0)  # a softmax memory that regresses too
+    adapting = replace(  # a softmax memory that regresses too
+        middle,
+        neighbours=limit.neighbours or middle.neighbours,
+        inverse_temperature=limit.inverse_temperature,
+        relative=limit.neighbours is None,
+        reach=None,
+        softening=0.0,
+    )
     found = attempt([middle, replace(middle, reach=None), adapting])
     for name, values in _alternatives(config, task, rows):
         best = _untimed(found)
+        if not _matters(name, best):
+            continue
         if name == "inverse_temperature" and not best.relative:
             values = [best.inverse_temperature * factor for factor in (0.5, 2.0)]
         found = attempt([best, *(replace(best, **{name: value}) for value in values)])
@@ -96,7 +104,9 @@ def _for_task(config: LocalLinearMemoryConfig, task: Task, rows: int) -> Recolle
     variance = task.variance if isinstance(task, Denoise) else 0.7
     first = first_recollection(config, noise_variance=variance)
     first = replace(first, neighbours=_middle(_counts(config, rows)))
-    return first if isinstance(task, Denoise) else replace(first, pull=0.0, common=0, limit=1)
+    if not isinstance(task, Denoise):
+        return first
+    return replace(first, pull=_middle(config.pulls), common=config.common, limit=config.iterations)
 
 
 def _limits(
@@ -110,7 +120,7 @@ def _limits(
     for beta in BETAS:
         yield replace(
             plain,
-            neighbours=max(_counts(config, rows)),
+            neighbours=max(*_counts(config, rows), min(rows, 2 * _NEIGHBOURS[-1])),
             softening=float("inf"),
             relative=False,
             inverse_temperature=beta * unit,
@@ -127,8 +137,18 @@ def _alternatives(
     if isinstance(task, Denoise):
         yield "pull", config.pulls
         yield "common", sorted({1, config.common})
+        yield "softening", config.softenings
     else:
         yield "ridge", config.ridges
+
+
+def _matters(name: str, reading: Recollection) -> bool:
+    """Whether a reading heeds a field: linear regression has no attention, and a single t no state."""
+    if reading.neighbours is None and name in ("inverse_temperature", "shrinkage"):
+        return False
+    if reading.reach is None and name in ("shrinkage", "common"):
+        return False
+    return reading.limit > 1 or name not in ("pull", "common")
 
 
 def _untimed(choice: Choice) -> Recollection:

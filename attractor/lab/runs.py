@@ -51,7 +51,8 @@ class TrainedModel:
 
         images: pixels in [0, 1], (B, C, H, W). mask: true where a token is hidden, (B, N), tokens row by
         row; what `images` holds there does not matter, and the visible pixels come back as they are.
-        steps: iterations, those chosen on validation images unless given. Raises ValueError (DataError for
+        steps: iterations, those chosen on validation images unless given; a model that takes
+        fewer ends there. Raises ValueError (DataError for
         the images) for what does not fit, and ConfigError for a task that the run did not learn to do.
         """
         encoding = self.network.encoding

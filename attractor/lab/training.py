@@ -24,6 +24,7 @@ _BLOCK = 128  # images encoded at a time
 
 Rule = IterativeRule | OneShotRule | TaskDescent | Storing | ClosedForm
 ONE_SHOT = (OneShotRule, Storing, ClosedForm)  # rules that see the images once
+CHOSEN_BY = (Storing, ClosedForm)  # whose score is that of the reading that is chosen afterwards
 
 
 @dataclass(frozen=True)

@@ -112,13 +112,18 @@ def _check_memory(model: LocalLinearMemoryConfig) -> None:
         ("reaches", model.reaches),
         ("ridges", model.ridges),
     ]
-    for name, values in [*lists, ("pulls", model.pulls), ("shrinkages", model.shrinkages)]:
+    softenings = ("softenings", model.softenings)
+    for name, values in [*lists, ("pulls", model.pulls), ("shrinkages", model.shrinkages), softenings]:
         if not values:
             raise ConfigError(f"model.{name} is empty; give at least one value")
     for name, values in [*lists, ("neighbours", list(map(float, model.neighbours)))]:
         for value in values:
             _positive(f"each of model.{name}", value)
-    for name, values in (("pulls", model.pulls), ("shrinkages", model.shrinkages)):
+    if min(model.ridges) < 1e-5:
+        raise ConfigError(
+            f"model.ridges has {min(model.ridges):g}; float32 needs 1e-5 or more to solve for the pixels"
+        )
+    for name, values in (("pulls", model.pulls), ("shrinkages", model.shrinkages), softenings):
         for value in values:
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"model.{name} has {value}; 0 or more is allowed")

@@ -31,7 +31,7 @@ class PixelEvidence:
         l_p(x) = field_p x - precision_p x^2 / 2,     field, precision (B, P), both 0 where nothing is known
 
     A pixel seen with Gaussian noise of variance v has precision 1/v and field y/v. Raises ValueError for
-    shapes that differ, values that are not finite, and negative precisions.
+    shapes that differ, values that are not finite, negative precisions, and a field without a precision.
     """
 
     field: Tensor
@@ -50,6 +50,11 @@ class PixelEvidence:
             lowest = float(self.precision.min())
             raise ValueError(
                 f"the precision of the evidence is {lowest:g} somewhere; it must not be negative"
+            )
+
+        if bool(((self.precision == 0) & (self.field != 0)).any()):
+            raise ValueError(
+                "the evidence has a field without a precision; where nothing is known both are 0"
             )
 
     def __len__(self) -> int:

@@ -93,7 +93,8 @@ class PatternMemory:
                 part = scores[:, start : start + _CHUNK]
                 torch.mm(field, m.T, out=part)
                 part.addmm_(precision, m.square_().T, alpha=-0.5)
-            found.append(scores.topk(count, 1, sorted=False).indices)
+            # in the order of the memory: that of the scores may depend on how many images are searched for
+            found.append(scores.topk(count, 1, sorted=False).indices.sort(1).values)
         return Shortlist(evidence, torch.cat(found), asked)
 
     def with_copies(self, patterns: Tensor) -> Tensor:

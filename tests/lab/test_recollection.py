@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def test_readings_survive_json() -> None:
         assert reading.describe()
 
 
-def test_the_choice_is_no_worse_than_regression_memory_or_any_neighbour(
+def test_the_choice_is_no_worse_than_regression_and_memory(
     network: MemoryNetwork, splits: ImageSplits, make_config: Callable[..., Any]
 ) -> None:
     """On the images that choose it beats both references: they are among what is tried."""
@@ -106,7 +105,7 @@ def test_the_choice_is_no_worse_than_regression_memory_or_any_neighbour(
     for task in (Masked(patch=2), Denoise(0.7)):
         corrupted = task.corrupt(pixels, range(len(pixels)), seed=3)
         said: list[str] = []
-        choice = choose_recollection(network, model, task, corrupted, progress=said.append)
+        choice = choose_recollection(network, model, task, corrupted, steps=4, progress=said.append)
         assert said[-1] == f"{len(said)} settings tried"
         models = references(splits, [task], validation_images=20, seed=0)
         errors = {
@@ -115,11 +114,46 @@ def test_the_choice_is_no_worse_than_regression_memory_or_any_neighbour(
         }
         # the reference memory of noisy pixels compares them as they are, not by the clipped parabola
         assert choice.error <= min(errors.values()) * 1.01
-        reading = choice.retrieval
-        assert isinstance(reading, Recollection)
-        for other in (replace(reading, reach=None), replace(reading, neighbours=100)):
-            states = Recall(network, replace(other, steps=None)).reconstruct(corrupted)
-            assert choice.error <= min(float(corrupted.squared_error(s).mean()) for s in states) + 1e-12
+
+
+@pytest.mark.parametrize("task", [Masked(patch=2), Denoise(0.7)], ids=lambda task: task.name)
+def test_where_nothing_adapts_the_memory_is_among_what_is_tried(
+    task: Any, make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On digits the softmax memory beats regression: were its limit not tried, this would fail."""
+    from attractor.baselines import DenseMemory, LinearRegression
+    from attractor.images import load
+    from attractor.lab import recollection_choice
+
+    digits = load("digits", root=".").fewer(300)
+    encoding = PixelEncoding(1, 8, patch=2, mean=pixel_mean(digits.train))
+    made = MemoryNetwork(encoding, descriptions=[], candidates=None, device=torch.device("cpu"))
+    made.store(digits.train)
+    model = make_config(*SMALL, "model.neighbours=[1]", "folder=unused").model
+    monkeypatch.setattr(recollection_choice, "_alternatives", lambda *_: ())
+    pixels = to_pixels(digits.validation[:60])
+    corrupted = task.corrupt(pixels, range(len(pixels)), seed=3)
+    memory = DenseMemory(digits.train)
+    memory.select(pixels, [task], seed=3)
+    errors = [
+        float(corrupted.squared_error(next(each.reconstruct(corrupted))).mean())
+        for each in (memory, LinearRegression(digits.train))
+    ]
+    choice = choose_recollection(made, model, task, corrupted, steps=4)
+    assert errors[0] < errors[1]
+    assert choice.error <= 1.01 * errors[0]
+
+
+def test_a_chosen_t_is_within_the_iterations_that_are_evaluated(
+    train_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """eval.steps limits what is chosen; and few images need no neighbours= of their own."""
+    small = ("data.train_images=50", "model.neighbours=[]", "eval.steps=1", "task=denoise")
+    run = train_run(tmp_path / "run", *SMALL, *small)
+    assert run.results["selection"]["denoise"]["local_linear_memory"]["steps"] == 1
+    chosen = run.results["selection"]["denoise"]["local_linear_memory"]["validation_mse"]
+    assert run.score == pytest.approx(chosen)
+    assert run.results["cost"]["choose_seconds"] > 0
 
 
 def test_the_first_iterations_attend_in_common(network: MemoryNetwork) -> None:
@@ -189,6 +223,8 @@ def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["model.inverse_temperatures=[0]"], r"each of model\.inverse_temperatures is 0"),
         (["model.pulls=[-2]"], r"model\.pulls has -2"),
         (["model.shrinkages=[inf]"], r"model\.shrinkages has inf"),
+        (["model.ridges=[1e-9]"], r"model\.ridges has 1e-09; float32 needs 1e-5"),
+        (["model.softenings=[]"], r"model\.softenings is empty"),
         (["model.candidates=0"], r"model\.candidates is 0"),
         (["model.common=9"], r"model\.common is 9; it must be 0 to model\.iterations, 4"),
         (["objective=log_pl"], r"objective is log_pl"),

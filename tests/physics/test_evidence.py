@@ -71,6 +71,7 @@ def test_seen_and_unclipped() -> None:
     [
         (lambda p: PixelEvidence(p, p[:, :1]), r"shapes \(1, 2\) and \(1, 1\)"),
         (lambda p: PixelEvidence(p, -p), "must not be negative"),
+        (lambda p: PixelEvidence(p, 0 * p), "a field without a precision"),
         (lambda p: PixelEvidence(p / 0, p), "non-finite"),
         (lambda p: noisy(p, variance=0.0), "must be positive"),
         (lambda p: seen(p, p > 0, variance=-1.0), "must be positive"),
