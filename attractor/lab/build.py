@@ -136,6 +136,7 @@ def _memory(config: LocalLinearMemoryConfig, mean: Tensor, *, device: DeviceName
         return MemoryNetwork(
             PixelEncoding(channels, side, patch=config.patch, mean=mean),
             descriptions=config.copies,
+            grain=config.grain,
             candidates=config.candidates,
             device=torch.device(_device(device)),
         )

@@ -114,6 +114,8 @@ class LocalLinearMemoryConfig(ModelConfig):
     """The lists hold what is tried on validation images, task by task; see `lab.recollection`."""
 
     copies: list[str] = field(default_factory=list)  # of stored images: see images/symmetries.py
+    # side of the squares that attend for themselves, pixels; null: model.patch, at which masks hide
+    grain: int | None = None
     candidates: int | None = MISSING  # stored images whose copies are compared with an image; null: all
     iterations: int = MISSING  # at most
     common: int = MISSING  # first iterations with one attention for the whole image, of noisy images

@@ -17,6 +17,7 @@ from attractor.images import (
     ImageSplits,
     PixelEncoding,
     from_patches,
+    grid_side,
     squared_distances,
     to_patches,
 )
@@ -121,20 +122,24 @@ class MemoryNetwork:
         encoding: PixelEncoding,
         *,
         descriptions: list[str],
+        grain: int | None,
         candidates: int | None,
         device: torch.device,
     ) -> None:
         """descriptions: of copies, see `images.symmetries`; candidates: images whose copies are compared.
 
-        Raises ValueError for copies that are none.
+        grain: side of the squares that attend for themselves, the tokens of the memory; those of the
+        encoding unless given. Raises ValueError for copies that are none, or a grain that does not divide
+        the side.
         """
         self.encoding, self.candidates, self.device = encoding, candidates, device
+        self.grain = encoding.patch if grain is None else grain
+        self._tokens = grid_side(encoding.side, patch=self.grain) ** 2
         self.symmetries = copies(descriptions, side=encoding.side)
         self._stored = torch.empty(1, 0, dtype=torch.int64)
         self._patterns: PatternMemory | None = None
-        self._distances = squared_distances(encoding.channels, encoding.side, patch=encoding.patch).to(
-            device
-        )
+        distances = squared_distances(encoding.channels, encoding.side, patch=self.grain)
+        self._distances = distances.to(device)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -156,10 +161,8 @@ class MemoryNetwork:
     def store(self, images: Tensor) -> None:
         """Store uint8 (M, C, H, W), all of them. Raises ConfigError for more than the machine can hold."""
         refuse_more_than_fits(len(images), images[0].numel(), copies=len(self.symmetries))
-        levels = [
-            to_patches(copy(images), patch=self.encoding.patch).flatten(1) for copy in self.symmetries
-        ]
-        self._patterns = PatternMemory(torch.stack(levels).to(self.device), tokens=self.encoding.tokens)
+        levels = [to_patches(copy(images), patch=self.grain).flatten(1) for copy in self.symmetries]
+        self._patterns = PatternMemory(torch.stack(levels).to(self.device), tokens=self._tokens)
         self._stored = torch.arange(len(images))[None]
 
     def predictions(self, corrupted: Corrupted, reading: Any) -> Iterator[Tensor]:
@@ -167,14 +170,14 @@ class MemoryNetwork:
         assert isinstance(reading, Recollection)
         with torch.inference_mode():
             shortlist = self._known(corrupted, reading)
-            x = to_patches(corrupted.corrupted, patch=self.encoding.patch).to(self.device)
+            x = to_patches(corrupted.corrupted, patch=self.grain).to(self.device)
         attention = None
         for t in range(1, reading.limit + 1):
             if attention != (attention := self._attention(reading, t)):
                 memory = LocalLinearMemory(self.patterns, attention, squared_distances=self._distances)
                 states = iterate(memory, x, Dynamics(_Clipped()), evidence=shortlist)
             x = next(states)
-            yield from_patches(x, patch=self.encoding.patch).clamp(0, 1).cpu()
+            yield from_patches(x, patch=self.grain).clamp(0, 1).cpu()
 
     def _attention(self, reading: Recollection, t: int) -> LocalAttention:
         """That of iteration t, with no more neighbours than there are patterns."""
@@ -185,14 +188,15 @@ class MemoryNetwork:
 
     def _known(self, corrupted: Corrupted, reading: Recollection) -> Shortlist:
         """The evidence, and the stored images that it resembles."""
-        patch, memory = self.encoding.patch, self.patterns
-        pixels = to_patches(corrupted.corrupted, patch=patch).flatten(1).to(self.device)
+        memory = self.patterns
+        pixels = to_patches(corrupted.corrupted, patch=self.grain).flatten(1).to(self.device)
         count = memory.count if self.candidates is None else min(self.candidates, memory.count)
-        if corrupted.mask is None:
+        if corrupted.pixel_mask is None:
             return memory.search(noisy(pixels, variance=reading.noise_variance), count)
-        asked = corrupted.mask.to(self.device)
-        visible = ~asked[:, :, None].expand(-1, -1, self.encoding.dim).flatten(1)
-        return memory.search(seen(pixels, visible, variance=reading.ridge), count, asked=asked)
+        hidden = corrupted.pixel_mask.expand_as(corrupted.original)
+        hidden = to_patches(hidden, patch=self.grain).to(self.device)  # (B, N, D)
+        evidence = seen(pixels, ~hidden.flatten(1), variance=reading.ridge)
+        return memory.search(evidence, count, asked=hidden.any(2))
 
 
 class _Clipped(MeanField):

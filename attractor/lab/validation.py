@@ -127,7 +127,7 @@ def _check_memory(model: LocalLinearMemoryConfig) -> None:
         for value in values:
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"model.{name} has {value}; 0 or more is allowed")
-    for name in ("candidates", "iterations", "window"):
+    for name in ("candidates", "iterations", "window", "grain"):
         count = getattr(model, name)
         if count is not None:
             _positive(f"model.{name}", count)

@@ -38,7 +38,9 @@ def memory_run(train_run: Callable[..., Any], tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def network(splits: ImageSplits) -> MemoryNetwork:
     encoding = PixelEncoding(1, splits.side, patch=2, mean=pixel_mean(splits.train))
-    made = MemoryNetwork(encoding, descriptions=["shift 1"], candidates=60, device=torch.device("cpu"))
+    made = MemoryNetwork(
+        encoding, descriptions=["shift 1"], grain=None, candidates=60, device=torch.device("cpu")
+    )
     made.store(splits.train)
     return made
 
@@ -81,6 +83,24 @@ def test_a_loaded_memory_predicts_what_was_evaluated(memory_run: Any, task: Any)
     answer = loaded.reconstruct(batch.corrupted, batch.mask)
     error = float(batch.squared_error(answer).mean())
     assert error == pytest.approx(entry["best"]["mse"], rel=1e-6)
+
+
+def test_squares_may_be_finer_than_those_that_a_mask_hides(splits: ImageSplits) -> None:
+    """With one attention for the image the grain changes nothing; with a reach each square has its own."""
+    encoding = PixelEncoding(1, splits.side, patch=2, mean=pixel_mean(splits.train))
+    corrupted = Masked(patch=2).corrupt(to_pixels(splits.test[:5]), range(5), seed=0)
+    answers = {}
+    for grain in (2, 1):
+        made = MemoryNetwork(
+            encoding, descriptions=[], grain=grain, candidates=None, device=torch.device("cpu")
+        )
+        made.store(splits.train)
+        for reach in (None, 1.5):
+            reading = Recollection(neighbours=60, reach=reach, window=32)
+            answers[grain, reach] = next(made.predictions(corrupted, reading))
+    hidden = corrupted.pixel_mask
+    torch.testing.assert_close(answers[2, None][hidden], answers[1, None][hidden], rtol=0, atol=1e-4)
+    assert not torch.allclose(answers[2, 1.5][hidden], answers[1, 1.5][hidden], atol=1e-3)
 
 
 def test_readings_survive_json() -> None:
@@ -127,7 +147,7 @@ def test_where_nothing_adapts_the_memory_is_among_what_is_tried(
 
     digits = load("digits", root=".").fewer(300)
     encoding = PixelEncoding(1, 8, patch=2, mean=pixel_mean(digits.train))
-    made = MemoryNetwork(encoding, descriptions=[], candidates=None, device=torch.device("cpu"))
+    made = MemoryNetwork(encoding, descriptions=[], grain=None, candidates=None, device=torch.device("cpu"))
     made.store(digits.train)
     model = make_config(*SMALL, "model.neighbours=[1]", "folder=unused").model
     monkeypatch.setattr(recollection_choice, "_alternatives", lambda *_: ())
@@ -225,6 +245,8 @@ def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["model.shrinkages=[inf]"], r"model\.shrinkages has inf"),
         (["model.ridges=[1e-9]"], r"model\.ridges has 1e-09; float32 needs 1e-5"),
         (["model.softenings=[]"], r"model\.softenings is empty"),
+        (["model.grain=3"], r"patch size 3 does not divide image side 8"),
+        (["model.grain=0"], r"model\.grain is 0"),
         (["model.candidates=0"], r"model\.candidates is 0"),
         (["model.common=9"], r"model\.common is 9; it must be 0 to model\.iterations, 4"),
         (["objective=log_pl"], r"objective is log_pl"),
@@ -242,7 +264,9 @@ def test_what_cannot_be_stored_is_refused_before_any_work(
 def test_an_empty_memory_does_not_answer(splits: ImageSplits) -> None:
     """Nothing stored is an error, not a black image."""
     encoding = PixelEncoding(1, splits.side, patch=2, mean=pixel_mean(splits.train))
-    empty = MemoryNetwork(encoding, descriptions=[], candidates=None, device=torch.device("cpu"))
+    empty = MemoryNetwork(
+        encoding, descriptions=[], grain=None, candidates=None, device=torch.device("cpu")
+    )
     corrupted = Denoise(0.7).corrupt(to_pixels(splits.test[:2]), range(2), seed=0)
     with pytest.raises(ValueError, match="the memory is empty"):
         next(empty.predictions(corrupted, Recollection(neighbours=5)))
