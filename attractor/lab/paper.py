@@ -30,10 +30,11 @@ from attractor.lab.runs import TrainedModel, enough_steps, load_run, same_data, 
 SHARED = ("data.train_images", "eval.seed")
 
 
-def load_jobs(sweep: Path) -> tuple[dict[int, list[TrainedModel]], list[str]]:
+def load_jobs(sweep: Path, *, root: str | None = None) -> tuple[dict[int, list[TrainedModel]], list[str]]:
     """The finished runs of a sweep, by patch size, and a line for each job that has not finished.
 
-    Raises ConfigError if there is none, or if the runs of one model differ in more than their seed.
+    root: data.root for the memories among them, that of the runs unless given. Raises ConfigError if there
+    is none, or if the runs of one model differ in more than their seed.
     """
     if not sweep.is_dir():
         raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of the sweep")
@@ -44,7 +45,7 @@ def load_jobs(sweep: Path) -> tuple[dict[int, list[TrainedModel]], list[str]]:
     _refuse_mixtures(sweep, done)
     groups: dict[int, list[TrainedModel]] = {}
     for job in done:
-        groups.setdefault(job.settings["model.patch"], []).append(load_run(job.path))
+        groups.setdefault(job.settings["model.patch"], []).append(load_run(job.path, root=root))
     missing = [f"{job.state}: {job.path}" for job in found if job.state != jobs.DONE]
     return dict(sorted(groups.items())), missing
 
@@ -82,7 +83,7 @@ def _run(given: argparse.Namespace) -> list[Path]:
     """Compare, patch size by patch size, and write what came out; the files."""
     written: list[Path] = []
     command.at_least_one(given, "images", "curve_images", "steps")
-    groups, missing = load_jobs(given.sweep)
+    groups, missing = load_jobs(given.sweep, root=given.root)
     for line in missing:
         print(f"warning: not compared, {line}")
     for runs in groups.values():

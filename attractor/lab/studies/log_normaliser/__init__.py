@@ -13,8 +13,10 @@ from attractor.lab.config import (
     AttractorConfig,
     Config,
     CouplingsName,
+    LocalLinearMemoryConfig,
     MeasureName,
     ModelConfig,
+    SlotsConfig,
 )
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
@@ -49,7 +51,9 @@ def check(config: Config) -> None:
         )
     for folder, run in zip(theory.runs, runs, strict=True):
         model = run.config.model
-        if isinstance(model, AttractorConfig) and not _is_bare(model):
+        if isinstance(model, AttractorConfig | LocalLinearMemoryConfig | SlotsConfig) and not _is_bare(
+            model
+        ):
             raise ConfigError(
                 f"{folder}: {_describe(model)}; the study measures bare self-attention on the sphere and "
                 "transformers"
