@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attractor.images import ImageSplits
-from attractor.lab.config import Config
+from attractor.lab.config import Config, DataConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import AttractorNetwork
 from attractor.lab.runs import load_run
@@ -62,7 +62,7 @@ def test_the_seed_is_that_of_training(both: tuple[list[Trained], list[str]]) -> 
 
 def test_runs_are_loaded(trained: Any) -> None:
     """By folder, with the weights that the run chose; other data are refused, by name."""
-    found = load(str(trained.path), data="synthetic")
+    found = load(str(trained.path), data=DataConfig(name="synthetic"))
     assert found.label == "bare attention 2x2 seed 0"
     loaded = load_run(trained.path)
     assert found.choices["masked"] == loaded.choice("masked")
@@ -70,9 +70,9 @@ def test_runs_are_loaded(trained: Any) -> None:
     for name, weight in loaded.network.weights.items():
         assert torch.equal(found.network.weights[name], weight)
     with pytest.raises(ConfigError, match="was trained on synthetic; give data=synthetic"):
-        load(str(trained.path), data="digits")
+        load(str(trained.path), data=DataConfig(name="digits"))
     with pytest.raises(ConfigError, match="holds no finished run"):
-        load(str(trained.path / "missing"), data="digits")
+        load(str(trained.path / "missing"), data=DataConfig(name="digits"))
 
 
 @pytest.mark.parametrize(
