@@ -158,6 +158,12 @@ class MemoryNetwork:
             raise ValueError("the memory is empty: store images first")
         return self._patterns
 
+    @property
+    def compared(self) -> int:
+        """Stored images whose copies are compared with an image."""
+        count = self.patterns.count
+        return count if self.candidates is None else min(self.candidates, count)
+
     def store(self, images: Tensor) -> None:
         """Store uint8 (M, C, H, W), all of them. Raises ConfigError for more than the machine can hold."""
         refuse_more_than_fits(len(images), images[0].numel(), copies=len(self.symmetries))
@@ -190,13 +196,12 @@ class MemoryNetwork:
         """The evidence, and the stored images that it resembles."""
         memory = self.patterns
         pixels = to_patches(corrupted.corrupted, patch=self.grain).flatten(1).to(self.device)
-        count = memory.count if self.candidates is None else min(self.candidates, memory.count)
         if corrupted.pixel_mask is None:
-            return memory.search(noisy(pixels, variance=reading.noise_variance), count)
+            return memory.search(noisy(pixels, variance=reading.noise_variance), self.compared)
         hidden = corrupted.pixel_mask.expand_as(corrupted.original)
         hidden = to_patches(hidden, patch=self.grain).to(self.device)  # (B, N, D)
         evidence = seen(pixels, ~hidden.flatten(1), variance=reading.ridge)
-        return memory.search(evidence, count, asked=hidden.any(2))
+        return memory.search(evidence, self.compared, asked=hidden.any(2))
 
 
 class _Clipped(MeanField):

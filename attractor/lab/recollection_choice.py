@@ -87,9 +87,7 @@ def check_neighbours(config: LocalLinearMemoryConfig, *, stored: int, copies: in
 
 def _rows(network: MemoryNetwork) -> int:
     """Patterns that an image is compared with, copies included."""
-    patterns = network.patterns
-    count = patterns.count if network.candidates is None else min(network.candidates, patterns.count)
-    return count * patterns.copies
+    return network.compared * network.patterns.copies
 
 
 def _counts(config: LocalLinearMemoryConfig, rows: int) -> list[int]:
