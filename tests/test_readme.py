@@ -53,7 +53,9 @@ def small(command: str, *, first: bool) -> list[str]:
         return [sys.executable, *arguments]
     if script == "train.py":
         overrides = SMALL if first else [*SMALL, "figures=false", "wandb=disabled"]
-        arguments += [word for word in overrides if word.split("=")[0] not in command]
+        arguments = [word for word in arguments if not word.startswith("train.steps=")]
+        given = {word.split("=")[0] for word in arguments}
+        arguments += [word for word in overrides if word.split("=")[0] not in given]
         if "data.root" in command:
             arguments = [word for word in arguments if not word.startswith("data.root")] + EMBEDDED
         arguments += [word for chosen in words for word in SMALL_STUDY.get(chosen, [])]

@@ -165,6 +165,7 @@ class RunFolder:
             yield
             self.status("done")
         except BaseException as error:
+            self.signals.conclude()
             failure = self._failure(error)
             trace = "".join(traceback.format_exception(error))
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, trace, (), None))

@@ -30,6 +30,7 @@ class Signals:
         self.received: signal.Signals | None = None
         self._when = 0.0
         self._deferring = False
+        self._over = False
 
     def defer(self) -> None:
         """From now on the first signal only sets `received`, for the caller to come to an end."""
@@ -37,8 +38,15 @@ class Signals:
 
     def heed(self) -> None:
         """Raise what came in the meantime, and what comes from now on where it arrives."""
-        self._deferring = False
+        self._deferring = self._over = False
         self._end()
+
+    def conclude(self) -> None:
+        """The body has come to its end, which is being written down: a first signal only sets `received`.
+
+        torchrun sends one to a process that is just saying which of its peers has ended.
+        """
+        self._over = True
 
     def _end(self) -> None:
         if self.received is signal.SIGINT:
@@ -56,6 +64,8 @@ class Signals:
         self._first(self.received)
 
     def _first(self, received: signal.Signals) -> None:
+        if self._over:
+            return
         if not self._deferring:
             self._end()
             return

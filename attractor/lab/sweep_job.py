@@ -44,9 +44,11 @@ def run_job(raw: DictConfig, path: Path, sweep: Path, start: Callable[[], float 
     and so does a signal; of several processes each ends its job, and their parent the sweep.
     """
     try:
-        with heeded():
+        with heeded() as signals:
             end_with_parent()
-            return _run_job(raw, path, sweep, start)
+            value = _run_job(raw, path, sweep, start)
+            signals.heed()  # what came while a failure was written down
+            return value
     except (SystemExit, KeyboardInterrupt, Terminated) as error:
         code = error.code if isinstance(error, SystemExit) else exit_code(error)
         if code not in (130, 143):

@@ -236,6 +236,24 @@ def test_sigterm_ends_the_job(tmp_path: Path) -> None:
     assert (after["status"], after["exit_code"]) == ("killed", 143)
 
 
+def test_a_signal_does_not_hide_what_went_wrong_before_it(tmp_path: Path) -> None:
+    """torchrun sends SIGTERM to a process that is just writing down which of its peers has ended."""
+    folder = RunFolder(tmp_path / "run", "")
+
+    class Interrupted(ValueError):
+        def __str__(self) -> str:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "a peer has ended"
+
+    with pytest.raises(Interrupted), folder.job():
+        raise Interrupted
+    after = status(folder)
+    assert (after["status"], after["error"]) == ("failed", "Interrupted: a peer has ended")
+    assert folder.signals.received is signal.SIGTERM
+    with pytest.raises(Terminated):
+        folder.signals.heed()
+
+
 def test_no_log_handler_is_left_behind(tmp_path: Path) -> None:
     """In a multirun a handler that stays would write the next jobs' warnings into this folder."""
     handlers = list(logging.getLogger().handlers)
