@@ -16,6 +16,7 @@ from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Tas
 from attractor.lab.build import build_candidates
 from attractor.lab.config import REFERENCES, Config, LocalLinearMemoryConfig, SlotsConfig
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, summarise
+from attractor.lab.memory_network import MemoryNetwork
 from attractor.lab.network import (
     AttractorNetwork,
     Network,
@@ -24,7 +25,7 @@ from attractor.lab.network import (
     Retrieval,
     log_pseudo_likelihood,
 )
-from attractor.lab.recollection import MemoryNetwork, Recollection
+from attractor.lab.recollection import Heads, Recollection
 from attractor.lab.recollection_choice import choose_recollection
 from attractor.lab.selection import Choice, choose
 from attractor.lab.slot_choice import choose_slot_reading
@@ -278,6 +279,8 @@ def choices_from_json(values: dict[str, Any]) -> Choices:
 def _reading(values: dict[str, Any]) -> Reading:
     if "neighbours" in values:
         return Recollection.from_json(values)
+    if "readings" in values:
+        return Heads.from_json(values)
     if "candidates" in values:
         return SlotReading.from_json(values)
     return Retrieval.from_json(values) if "map" in values else Passes(**values)

@@ -40,8 +40,8 @@ from attractor.lab.config import (
     TransformerConfig,
 )
 from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.memory_network import MemoryNetwork, refuse_more_than_fits
 from attractor.lab.network import AttractorNetwork, Network, Reading, Retrieval
-from attractor.lab.recollection import MemoryNetwork, refuse_more_than_fits
 from attractor.lab.recollection_choice import check_neighbours, first_recollection
 from attractor.lab.slot_choice import first_slot_reading
 from attractor.lab.slot_limits import refuse_slots

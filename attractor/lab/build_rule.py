@@ -9,8 +9,8 @@ from attractor.baselines import Backprop
 from attractor.images import Task
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError, configuring
+from attractor.lab.memory_network import MemoryNetwork, Storing
 from attractor.lab.network import AttractorNetwork, Network
-from attractor.lab.recollection import MemoryNetwork, Storing
 from attractor.lab.rule_config import (
     BackpropConfig,
     ClosedFormConfig,

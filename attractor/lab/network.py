@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from attractor.images import Corrupted, Encoding
 from attractor.lab.config import MapName, OrderName
-from attractor.lab.recollection import Recollection
+from attractor.lab.recollection import Heads, Recollection
 from attractor.lab.slot_network import SlotReading
 from attractor.lab.transformers import Passes
 from attractor.physics import (
@@ -76,7 +76,7 @@ class Retrieval:
 
 
 Reading = (
-    Retrieval | Passes | Recollection | SlotReading
+    Retrieval | Passes | Recollection | Heads | SlotReading
 )  # how a prediction is read from a network of each kind
 
 

@@ -1,41 +1,13 @@
-"""A memory of training images as a network of the lab: stored once, read as validation chooses.
+"""Ways to read a memory of images: one `Recollection`, or several of them as `Heads`."""
 
-`MemoryNetwork` holds images and their copies, a `Recollection` is one way to read them. What is saved of
-the network is which images it stores; a run that is loaded reads them again.
-"""
-
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attractor.images import (
-    Corrupted,
-    ImageSplits,
-    PixelEncoding,
-    from_patches,
-    grid_side,
-    squared_distances,
-    to_patches,
-)
-from attractor.images.symmetries import copies
-from attractor.lab.errors import ConfigError
-from attractor.lab.machine import available_bytes
-from attractor.physics import (
-    Dynamics,
-    LocalAttention,
-    LocalLinearMemory,
-    MeanField,
-    PatternMemory,
-    Shortlist,
-    iterate,
-    noisy,
-    seen,
-)
-from attractor.physics.pattern_memory import working_bytes
+from attractor.physics import LocalAttention
 
 
 @dataclass(frozen=True)
@@ -107,143 +79,50 @@ class Recollection:
         return ", ".join(words)
 
 
-class MemoryNetwork:
-    """Images to be stored, and how they become patterns; empty until `store`.
+@dataclass(frozen=True)
+class Heads:
+    """Several ways to read a memory, whose predictions x_h are averaged, and what a mean stands for.
 
-    It counts as one row, which no other process can share.
+        x = sum_k a_k m^k,        m = mean_h x_h
+
+    readings: each with its t (`steps`), after which its prediction stays. readout: a_0, a_1, ..., the least
+    squares of clean pixels on powers of m, since most pixels are black or white and a local Gaussian does
+    not know that; empty: x = m. steps: the t at which the prediction is read.
     """
 
-    rows = range(1)
-    backend_name = "torch"
-    ranks = None
-
-    def __init__(
-        self,
-        encoding: PixelEncoding,
-        *,
-        descriptions: list[str],
-        grain: int | None,
-        candidates: int | None,
-        device: torch.device,
-    ) -> None:
-        """descriptions: of copies, see `images.symmetries`; candidates: images whose copies are compared.
-
-        grain: side of the squares that attend for themselves, the tokens of the memory; those of the
-        encoding unless given. Raises ValueError for copies that are none, or a grain that does not divide
-        the side.
-        """
-        self.encoding, self.candidates, self.device = encoding, candidates, device
-        self.grain = encoding.patch if grain is None else grain
-        self._tokens = grid_side(encoding.side, patch=self.grain) ** 2
-        self.symmetries = copies(descriptions, side=encoding.side)
-        self._stored = torch.empty(1, 0, dtype=torch.int64)
-        self._patterns: PatternMemory | None = None
-        distances = squared_distances(encoding.channels, encoding.side, patch=self.grain)
-        self._distances = distances.to(device)
+    readings: tuple[Recollection, ...]
+    readout: tuple[float, ...] = ()
+    steps: int | None = None
 
     @property
-    def weights(self) -> dict[str, Tensor]:
-        """The places of the stored images among the training images, as one row (1, M)."""
-        return {"stored": self._stored}
+    def limit(self) -> int:
+        """Iterations at most."""
+        return max(reading.steps or reading.limit for reading in self.readings)
 
-    @property
-    def parameters(self) -> int:
-        """Pixels of the stored images, copies not counted."""
-        return self._stored.numel() * self.encoding.tokens * self.encoding.dim
+    def predict(self, answers: Sequence[Tensor]) -> Tensor:
+        """Pixels, from those of each head."""
+        mean = torch.stack(list(answers)).mean(0)
+        if not self.readout:
+            return mean
+        value = torch.zeros_like(mean)
+        for coefficient in reversed(self.readout):
+            value.mul_(mean).add_(coefficient)
+        return value.clamp_(0, 1)
 
-    @property
-    def patterns(self) -> PatternMemory:
-        """What is stored. Raises ValueError before `store`."""
-        if self._patterns is None:
-            raise ValueError("the memory is empty: store images first")
-        return self._patterns
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for results.json."""
+        readings = [reading.to_json() for reading in self.readings]
+        return {"readings": readings, "readout": list(self.readout), "steps": self.steps}
 
-    @property
-    def compared(self) -> int:
-        """Stored images whose copies are compared with an image."""
-        count = self.patterns.count
-        return count if self.candidates is None else min(self.candidates, count)
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Heads":
+        """The inverse of `to_json`."""
+        readings = tuple(Recollection.from_json(reading) for reading in values["readings"])
+        return Heads(readings, tuple(values["readout"]), values["steps"])
 
-    def store(self, images: Tensor) -> None:
-        """Store uint8 (M, C, H, W), all of them. Raises ConfigError for more than the machine can hold."""
-        refuse_more_than_fits(len(images), images[0].numel(), copies=len(self.symmetries))
-        levels = [to_patches(copy(images), patch=self.grain).flatten(1) for copy in self.symmetries]
-        self._patterns = PatternMemory(torch.stack(levels).to(self.device), tokens=self._tokens)
-        self._stored = torch.arange(len(images))[None]
-
-    def predictions(self, corrupted: Corrupted, reading: Any) -> Iterator[Tensor]:
-        """Pixels (B, C, H, W) after t = 1, 2, ... up to `reading.limit`."""
-        assert isinstance(reading, Recollection)
-        with torch.inference_mode():
-            shortlist = self._known(corrupted, reading)
-            x = to_patches(corrupted.corrupted, patch=self.grain).to(self.device)
-        attention = None
-        for t in range(1, reading.limit + 1):
-            if attention != (attention := self._attention(reading, t)):
-                memory = LocalLinearMemory(self.patterns, attention, squared_distances=self._distances)
-                states = iterate(memory, x, Dynamics(_Clipped()), evidence=shortlist)
-            x = next(states)
-            yield from_patches(x, patch=self.grain).clamp(0, 1).cpu()
-
-    def _attention(self, reading: Recollection, t: int) -> LocalAttention:
-        """That of iteration t, with no more neighbours than there are patterns."""
-        attention, most = reading.attention(t), self.patterns.count * self.patterns.copies
-        if attention.neighbours is None or attention.neighbours <= most:
-            return attention
-        return replace(attention, neighbours=most)
-
-    def _known(self, corrupted: Corrupted, reading: Recollection) -> Shortlist:
-        """The evidence, and the stored images that it resembles."""
-        memory = self.patterns
-        pixels = to_patches(corrupted.corrupted, patch=self.grain).flatten(1).to(self.device)
-        if corrupted.pixel_mask is None:
-            return memory.search(noisy(pixels, variance=reading.noise_variance), self.compared)
-        hidden = corrupted.pixel_mask.expand_as(corrupted.original)
-        hidden = to_patches(hidden, patch=self.grain).to(self.device)  # (B, N, D)
-        evidence = seen(pixels, ~hidden.flatten(1), variance=reading.ridge)
-        return memory.search(evidence, self.compared, asked=hidden.any(2))
-
-
-class _Clipped(MeanField):
-    """The conditional mean within [0, 1], where pixels are."""
-
-    def __call__(self, energy: Any, x: Tensor, *, evidence: Any, rows: range | None) -> Tensor:
-        return super().__call__(energy, x, evidence=evidence, rows=rows).clamp(0, 1)
-
-
-@dataclass(frozen=True)
-class Storing:
-    """The rule of a memory: all training images are stored, once."""
-
-    objective = ""
-
-    def learn(self, network: MemoryNetwork, images: Tensor) -> float:
-        """Store uint8 (P, C, H, W); the seconds that it took."""
-        begin = time.perf_counter()
-        network.store(images)
-        return time.perf_counter() - begin
-
-
-def refill(network: MemoryNetwork, stored: Tensor, splits: ImageSplits) -> None:
-    """Store again the training images at the places `stored` (1, M) of a checkpoint."""
-    if stored.numel() != len(splits.train):
-        raise ConfigError(
-            f"the run stored {stored.numel()} images, the data set has {len(splits.train)}; check data.root"
-        )
-    network.store(splits.train[stored[0]])
-
-
-def refuse_more_than_fits(images: int, pixels: int, *, copies: int) -> None:
-    """ConfigError, with the number of images that would fit, if the memory of the machine is too small."""
-    available = available_bytes()
-    if available is None:
-        return
-    needed, fixed = working_bytes(images, pixels, copies=copies), working_bytes(0, pixels, copies=copies)
-    if needed > available:
-        each = (needed - fixed) / images
-        fit = int((available - fixed) / each)
-        instead = f"{fit:,} images would fit: use data.train_images={fit}, or" if fit > 0 else "use"
-        raise ConfigError(
-            f"{images:,} images with {copies - 1} copies each need {needed / 1e9:.1f} GB, and "
-            f"{available / 1e9:.1f} GB are free; {instead} fewer model.copies"
-        )
+    def describe(self) -> str:
+        """For tables and legends."""
+        words = "; ".join(reading.describe() for reading in self.readings)
+        if len(self.readings) > 1:
+            words = f"mean of {len(self.readings)} heads: {words}"
+        return words + "; calibrated pixels" * bool(self.readout)

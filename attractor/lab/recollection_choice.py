@@ -3,21 +3,27 @@
 What is tried first are the two limits, linear regression and the softmax memory (of the candidates), so
 that on these images the choice is no worse than the better of them; then what lies between them, with one
 attention for the image and with one for every token. Of that, one field after the other gets its other
-values, and keeps the best.
+values, and keeps the best. Then other readings join the best one as heads, and a polynomial is fitted to
+their mean, as long as that helps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from attractor.baselines.memory import BETAS
 from attractor.images import Corrupted, Denoise, Task
 from attractor.lab.config import LocalLinearMemoryConfig
 from attractor.lab.errors import ConfigError
-from attractor.lab.recollection import MemoryNetwork, Recollection
-from attractor.lab.selection import Choice, best_step
+from attractor.lab.memory_network import Answers, MemoryNetwork
+from attractor.lab.recollection import Heads, Recollection
+from attractor.lab.selection import Choice, best_of
 
 _NEIGHBOURS = (150, 400, 1000)  # tried where there are more patterns
+_WORTH = 0.997  # of the error before, at most, is what a further head or a readout must reach
 
 
 def first_recollection(config: LocalLinearMemoryConfig, *, noise_variance: float) -> Recollection:
@@ -44,12 +50,14 @@ def choose_recollection(
 ) -> Choice:
     """The best reading of `corrupted`, validation images of `task`, and its t, of `steps` at most."""
     tried: dict[Recollection, Choice] = {}
+    answers = Answers(network, corrupted)
 
     def attempt(readings: Sequence[Recollection]) -> Choice:
         for reading in readings:
             if reading not in tried:
                 progress(f"{len(tried) + 1} settings tried")
-                tried[reading] = best_step(network, reading, corrupted, min(reading.limit, steps))
+                found = (answers.at(reading, t + 1) for t in range(min(reading.limit, steps)))
+                tried[reading] = best_of(found, reading, corrupted)
         return min((tried[reading] for reading in readings), key=lambda choice: choice.error)
 
     rows = _rows(network)
@@ -71,7 +79,66 @@ def choose_recollection(
         if name == "inverse_temperature" and not best.relative:
             values = [best.inverse_temperature * factor for factor in (0.5, 2.0)]
         found = attempt([best, *(replace(best, **{name: value}) for value in values)])
-    return min(tried.values(), key=lambda choice: choice.error)
+    chosen = _with_heads(answers, tried.values(), corrupted, most=config.heads)
+    return _with_readout(answers, chosen, corrupted, degree=config.readout)
+
+
+def _with_heads(answers: Answers, tried: Iterable[Choice], corrupted: Corrupted, *, most: int) -> Choice:
+    """The best of what was tried, and others that lower the error of the mean, one after the other."""
+    choices = sorted(tried, key=lambda choice: choice.error)
+    best = choices[0]
+    readings: tuple[Recollection, ...] = (_reading(best),)
+    while len(readings) < most:
+        options = []
+        for choice in choices[1:]:
+            if choice.retrieval not in readings:
+                heads = Heads((*readings, _reading(choice)))
+                heads = replace(heads, steps=heads.limit)
+                error = corrupted.squared_error(answers.at(heads, heads.limit)).mean()
+                options.append(Choice(heads, float(error)))
+        found = min(options, key=lambda choice: choice.error, default=best)
+        if not found.error < _WORTH * best.error:
+            break
+        assert isinstance(found.retrieval, Heads)
+        best, readings = found, found.retrieval.readings
+    return best
+
+
+def _with_readout(answers: Answers, choice: Choice, corrupted: Corrupted, *, degree: int) -> Choice:
+    """The same with a readout, if that helps on the half of the images to which it was not fitted."""
+    count = len(corrupted.original)
+    if not degree or count < 2:
+        return choice
+    found = choice.retrieval
+    heads = found if isinstance(found, Heads) else Heads((_reading(choice),), steps=found.steps)
+    assert heads.steps is not None
+    mean = answers.at(heads, heads.steps)
+    even = torch.arange(count) % 2 == 0
+    errors = torch.zeros(count, dtype=torch.float64)
+    for part in (even, ~even):
+        readout = fit_readout(mean, corrupted, part, degree=degree)
+        pixels = replace(heads, readout=readout).predict([mean])
+        errors[~part] = corrupted.squared_error(pixels).double()[~part]
+    if not errors.mean() < _WORTH * choice.error:
+        return choice
+    everything = torch.ones(count, dtype=torch.bool)
+    readout = fit_readout(mean, corrupted, everything, degree=degree)
+    return Choice(replace(heads, readout=readout), float(errors.mean()))
+
+
+def fit_readout(mean: Tensor, corrupted: Corrupted, images: Tensor, *, degree: int) -> tuple[float, ...]:
+    """a_0, ..., a_degree: least squares of the clean pixels of some images on powers of their prediction.
+
+    Of masked images hidden pixels count. images: (B,) bool. Powers that say nothing new have a_k near 0.
+    """
+    counted = torch.ones_like(mean, dtype=torch.bool)
+    if corrupted.pixel_mask is not None:
+        counted = corrupted.pixel_mask.expand_as(mean).clone()
+    counted[~images] = False
+    powers = mean[counted].double().unsqueeze(1) ** torch.arange(degree + 1)
+    target = corrupted.original[counted].double().unsqueeze(1)
+    # an answer that is constant has powers that are multiples of each other: the least a then
+    return tuple(torch.linalg.lstsq(powers, target, driver="gelsd").solution.squeeze(1).tolist())
 
 
 def check_neighbours(config: LocalLinearMemoryConfig, *, stored: int, copies: int) -> None:
@@ -150,9 +217,12 @@ def _matters(name: str, reading: Recollection) -> bool:
 
 
 def _untimed(choice: Choice) -> Recollection:
-    reading = choice.retrieval
-    assert isinstance(reading, Recollection)
-    return replace(reading, steps=None)
+    return replace(_reading(choice), steps=None)
+
+
+def _reading(choice: Choice) -> Recollection:
+    assert isinstance(choice.retrieval, Recollection)
+    return choice.retrieval
 
 
 def _middle(values: Sequence[Any]) -> Any:

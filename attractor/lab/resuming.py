@@ -20,8 +20,8 @@ from attractor.lab.checkpoints import Checkpoint, Position
 from attractor.lab.config import Config
 from attractor.lab.errors import CheckpointError, ConfigError, OutputError
 from attractor.lab.fields import FREE, PLACE, differences, leaves, within
+from attractor.lab.memory_network import MemoryNetwork, refill
 from attractor.lab.network import Network
-from attractor.lab.recollection import MemoryNetwork, refill
 from attractor.lab.runs import config_from
 from attractor.lab.status import holder, occupied, read_status
 from attractor.lab.training import ONE_SHOT, EarlyStopping, Rule, cursor

@@ -24,8 +24,8 @@ from attractor.lab.config import (
     TaskName,
 )
 from attractor.lab.errors import CheckpointError, ConfigError
+from attractor.lab.memory_network import MemoryNetwork, refill
 from attractor.lab.network import Network, Recall
-from attractor.lab.recollection import MemoryNetwork, refill
 from attractor.lab.rule_config import RULE_SCHEMAS
 from attractor.lab.selection import Choice
 from attractor.lab.status import read_status

@@ -4,11 +4,12 @@ The pseudo-likelihood still rises while retrieval gets worse, so retrieval error
 Every candidate gets a few iterations; the best of them then get all, so that a late optimum can win.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from attractor.images import Corrupted
 from attractor.lab.network import Network, Reading, Recall
@@ -42,7 +43,11 @@ def choose(
 
 def best_step(network: Network, candidate: Reading, corrupted: Corrupted, steps: int) -> Choice:
     """One candidate at the best of its first `steps` iterations."""
-    states = islice(Recall(network, candidate).reconstruct(corrupted), steps)
+    return best_of(islice(Recall(network, candidate).reconstruct(corrupted), steps), candidate, corrupted)
+
+
+def best_of(states: Iterable[Tensor], candidate: Reading, corrupted: Corrupted) -> Choice:
+    """The best of the predictions at t = 1, 2, ..."""
     errors = torch.stack([corrupted.squared_error(pixels).mean() for pixels in states])
     if not errors.isfinite().all():
         errors = torch.full_like(errors, torch.inf)  # a dynamics that overflows later is no choice either

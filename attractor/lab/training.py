@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 
 from attractor.images import to_pixels
 from attractor.lab.errors import configuring
+from attractor.lab.memory_network import MemoryNetwork, Storing
 from attractor.lab.network import AttractorNetwork, Network
-from attractor.lab.recollection import MemoryNetwork, Storing
 from attractor.lab.slot_network import ClosedForm, SlotNetwork
 from attractor.lab.transformers import TaskDescent, TransformerNetwork
 from attractor.physics import IterativeRule, NonFiniteError, OneShotRule

@@ -127,10 +127,14 @@ def _check_memory(model: LocalLinearMemoryConfig) -> None:
         for value in values:
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"model.{name} has {value}; 0 or more is allowed")
-    for name in ("candidates", "iterations", "window", "grain"):
+    for name in ("candidates", "iterations", "window", "grain", "heads"):
         count = getattr(model, name)
         if count is not None:
             _positive(f"model.{name}", count)
+    if not 0 <= model.readout <= 9:
+        raise ConfigError(
+            f"model.readout is {model.readout}; use a degree of 0 to 9; 0 leaves pixels as they are"
+        )
     if not 0 <= model.common <= model.iterations:
         raise ConfigError(
             f"model.common is {model.common}; it must be 0 to model.iterations, {model.iterations}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from attractor.images import DataError, Denoise, ImageSplits, Masked, PixelEncoding, pixel_mean, to_pixels
-from attractor.lab import load_run, recollection
+from attractor.lab import load_run, memory_network
 from attractor.lab.build import build_data
 from attractor.lab.errors import ConfigError
 from attractor.lab.evaluation import corruptions
+from attractor.lab.memory_network import MemoryNetwork
 from attractor.lab.network import Recall
-from attractor.lab.recollection import MemoryNetwork, Recollection
-from attractor.lab.recollection_choice import choose_recollection
+from attractor.lab.recollection import Heads, Recollection
+from attractor.lab.recollection_choice import choose_recollection, fit_readout
 from evaluate import compare
 
 SMALL = (
@@ -105,13 +107,73 @@ def test_squares_may_be_finer_than_those_that_a_mask_hides(splits: ImageSplits) 
 
 def test_readings_survive_json() -> None:
     """results.json is strict JSON, which has no infinity; the softmax memory has an infinite softening."""
-    for reading in (
+    readings = (
         Recollection(neighbours=None, steps=1),
         Recollection(neighbours=5, softening=float("inf"), relative=False, reach=2.0, common=1, steps=2),
-    ):
+    )
+    for reading in readings:
         text = json.dumps(reading.to_json(), allow_nan=False)
         assert Recollection.from_json(json.loads(text)) == reading
         assert reading.describe()
+    heads = Heads(readings, readout=(0.1, 0.9), steps=2)
+    assert Heads.from_json(json.loads(json.dumps(heads.to_json(), allow_nan=False))) == heads
+    assert heads.describe().startswith("mean of 2 heads: linear regression")
+
+
+@pytest.mark.parametrize("task", [Masked(patch=2), Denoise(0.7)], ids=lambda task: task.name)
+def test_heads_are_averaged_each_at_its_own_t(
+    task: Any, network: MemoryNetwork, splits: ImageSplits
+) -> None:
+    """The mean of what each reading predicts, later t too; visible pixels stay as they are."""
+    corrupted = task.corrupt(to_pixels(splits.test[:5]), range(5), seed=0)
+    short = Recollection(neighbours=50, steps=1)
+    long = Recollection(neighbours=80, reach=3.0, pull=6.0, common=1, limit=3, steps=3)
+    alone = [list(network.predictions(corrupted, reading)) for reading in (short, long)]
+    found = list(network.predictions(corrupted, Heads((short, long), steps=3)))
+    assert [len(each) for each in (*alone, found)] == [1, 3, 3]
+    for t, pixels in enumerate(found):
+        assert torch.equal(pixels, (alone[0][0] + alone[1][t]) / 2)
+    calibrated = list(network.predictions(corrupted, Heads((short,), readout=(0.25, 0.5, 0.25), steps=1)))
+    expected = 0.25 + 0.5 * alone[0][0] + 0.25 * alone[0][0] ** 2
+    if corrupted.pixel_mask is not None:
+        expected = torch.where(corrupted.pixel_mask, expected, corrupted.original)
+    torch.testing.assert_close(calibrated[0], expected)
+
+
+def test_a_readout_is_the_least_squares_polynomial(splits: ImageSplits) -> None:
+    """Clean pixels that are a polynomial of their prediction give it back, from hidden pixels alone."""
+    corrupted = Masked(patch=2).corrupt(to_pixels(splits.test[:6]), range(6), seed=0)
+    mean = torch.rand(corrupted.original.shape, generator=torch.Generator().manual_seed(0))
+    clean = 0.1 + 0.3 * mean + 0.5 * mean**3
+    hidden = corrupted.pixel_mask
+    some = torch.arange(6) < 4
+    counted = hidden & some.view(-1, 1, 1, 1)
+    asked = replace(corrupted, original=torch.where(counted, clean, 7.0))
+    found = fit_readout(mean, asked, some, degree=4)
+    assert found == pytest.approx((0.1, 0.3, 0.0, 0.5, 0.0), abs=1e-4)
+    constant = torch.full_like(mean, 0.5)
+    level = Heads((Recollection(neighbours=1),), fit_readout(constant, asked, some, degree=4))
+    assert float(level.predict([constant])[0, 0, 0, 0]) == pytest.approx(
+        float(clean[counted.expand_as(clean)].mean()), abs=1e-4
+    )
+
+
+def test_heads_and_readouts_join_where_they_help(
+    network: MemoryNetwork, splits: ImageSplits, make_config: Callable[..., Any]
+) -> None:
+    """The chosen error is that of the mean, on validation images; with one head it is a single reading."""
+    pixels = to_pixels(splits.validation[:20])
+    corrupted = Masked(patch=2).corrupt(pixels, range(len(pixels)), seed=3)
+    errors = []
+    for words in (["model.heads=1", "model.readout=0"], ["model.heads=3", "model.readout=0"]):
+        model = make_config(*SMALL, "model.reaches=[1.5,3.0,9.0]", *words, "folder=unused").model
+        choice = choose_recollection(network, model, Masked(patch=2), corrupted, steps=1)
+        *_, last = network.predictions(corrupted, choice.retrieval)
+        assert float(corrupted.squared_error(last).mean()) == pytest.approx(choice.error, rel=1e-6)
+        errors.append(choice.error)
+    assert isinstance(choice.retrieval, Heads)
+    assert 1 < len(choice.retrieval.readings) <= 3
+    assert errors[1] < 0.997 * errors[0]
 
 
 def test_the_choice_is_no_worse_than_regression_and_memory(
@@ -220,15 +282,15 @@ def test_other_images_are_no_memory_of_the_run(train_run: Callable[..., Any], tm
 
 def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before any work, with the number of images that would fit."""
-    monkeypatch.setattr(recollection, "available_bytes", lambda: 200_000_000)
+    monkeypatch.setattr(memory_network, "available_bytes", lambda: 200_000_000)
     with pytest.raises(
         ConfigError, match=r"60,000 images with 8 copies each need .* GB.*would fit: use"
     ) as e:
-        recollection.refuse_more_than_fits(60_000, 784, copies=9)
+        memory_network.refuse_more_than_fits(60_000, 784, copies=9)
     fit = int(str(e.value).split("data.train_images=")[1].split(",")[0])
-    recollection.refuse_more_than_fits(fit, 784, copies=9)
+    memory_network.refuse_more_than_fits(fit, 784, copies=9)
     with pytest.raises(ConfigError):
-        recollection.refuse_more_than_fits(fit + 2, 784, copies=9)
+        memory_network.refuse_more_than_fits(fit + 2, 784, copies=9)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +310,8 @@ def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["model.grain=3"], r"patch size 3 does not divide image side 8"),
         (["model.grain=0"], r"model\.grain is 0"),
         (["model.candidates=0"], r"model\.candidates is 0"),
+        (["model.heads=0"], r"model\.heads is 0"),
+        (["model.readout=12"], r"model\.readout is 12; use a degree of 0 to 9"),
         (["model.common=9"], r"model\.common is 9; it must be 0 to model\.iterations, 4"),
         (["objective=log_pl"], r"objective is log_pl"),
     ],
