@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from attractor.lab import assessment, figures, page, report
+from attractor.lab import assessment, page, report
 from attractor.lab.build import build_data, build_tasks
 from attractor.lab.config import CompareConfig, register
 from attractor.lab.distributed import Processes, refuse_draws
@@ -98,6 +98,8 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         tracker.results(results)
         drawn = {}
         if config.figures:
+            from attractor.lab import figures  # matplotlib takes a second to import
+
             drawn["error_curves"] = figures.error_curves(results["tasks"], folder.figures)
             tracker.images(drawn)
         scale = report.scale(results["tasks"], steps=config.steps)

@@ -31,7 +31,6 @@ from attractor.lab.build import (
 from attractor.lab.build_rule import build_rule, jitter_of
 from attractor.lab.config import Config, register
 from attractor.lab.distributed import Processes, refuse_clocks, refuse_draws
-from attractor.lab.drawing import draw_run
 from attractor.lab.entry import launch
 from attractor.lab.errors import Paused
 from attractor.lab.examples import watch
@@ -238,6 +237,8 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 best = checkpoints.load(folder.checkpoints, step=stopping.best_step)
                 checkpoints.fill(network.weights, best, folder.path)
             trajectories = watch({config.model.name: network}, outcome, steps=config.eval.steps)
+            from attractor.lab.drawing import draw_run  # matplotlib takes a second to import
+
             drawn = draw_run(
                 config,
                 network,

@@ -1,10 +1,13 @@
 """What every test needs before torch is imported, and the order in which two workers take the files."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in what tests start
 
 import pytest
+
+from tests.warm import WarmPython
 
 # A worker takes a file when it is free: a long file that is taken last would leave the other one idle.
 LONG = [
@@ -26,3 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, the others in the order in which they were found."""
     place = {name: index for index, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmPython]:
+    """A Python that has imported torch already, for commands."""
+    python = WarmPython()
+    yield python
+    python.close()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import WarmPython
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # what makes a command small without changing what it does
@@ -45,12 +47,12 @@ def commands() -> list[str]:
 
 
 def small(command: str, *, first: bool) -> list[str]:
-    """The command in this interpreter, made small; the first one draws and tracks too."""
+    """What Python gets for the command, made small; the first one draws and tracks too."""
     words = shlex.split(command)
     program = words.index("run") + 1
     script, arguments = words[program], words[program + 1 :]
     if script == "python":
-        return [sys.executable, *arguments]
+        return arguments
     if script == "train.py":
         overrides = SMALL if first else [*SMALL, "figures=false", "wandb=disabled"]
         arguments = [word for word in arguments if not word.startswith("train.steps=")]
@@ -63,12 +65,15 @@ def small(command: str, *, first: bool) -> list[str]:
             arguments += ["seed=0"]  # five rates are enough
     if script == "evaluate.py":
         arguments += ["images=10", "steps=6", "wandb=disabled"]
-    return [sys.executable, str(ROOT / script), *arguments]
+    return [str(ROOT / script), *arguments]
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every command of the README has been run, in order; each must succeed."""
+def executed(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> Path:
+    """A folder in which every command of the README has been run, in order; each must succeed.
+
+    The first one in a fresh Python, the others where torch is imported already.
+    """
     folder = tmp_path_factory.mktemp("readme")
     # each once: the first one is shown twice
     once = dict.fromkeys(command.split("&&")[-1].strip() for command in commands())
@@ -79,9 +84,13 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment = dict(
             word.split("=", 1) for word in shlex.split(command) if re.match(r"[A-Z_]+=", word)
         )
-        done = subprocess.run(
-            words, cwd=folder, env=os.environ | environment, capture_output=True, text=True
-        )
+        environment = dict(os.environ) | environment
+        if index == 0:
+            done = subprocess.run(
+                [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+            )
+        else:
+            done = warm.run(words, cwd=folder, environment=environment)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return folder
 

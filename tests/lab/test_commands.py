@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.warm import WarmPython
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -21,22 +23,14 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def command(root: Path, tiny: tuple[str, ...]) -> Command:
-    """A function that runs train.py, small, from the root of the repository."""
+def command(root: Path, tiny: tuple[str, ...], warm: WarmPython) -> Command:
+    """A function that runs train.py, small, from the root of the repository; torch is imported already."""
 
     def run(
         *overrides: str, script: str = "train.py", flags: tuple[str, ...] = ()
     ) -> "subprocess.CompletedProcess[str]":
         small = tiny if script == "train.py" else ()
-        return subprocess.run(
-            [sys.executable, script, *flags, *small, *overrides],
-            cwd=root,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        return warm.run([script, *flags, *small, *overrides], cwd=root, environment=environment())
 
     return run
 

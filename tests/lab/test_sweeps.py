@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,21 @@ from attractor.lab.objective import measured
 from attractor.lab.sweep import SweepCallback
 from evaluate import compare
 from tests.lab.traces import status
+from tests.warm import WarmPython
 
 ROOT = Path(__file__).parents[2]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def command(*words: str) -> "subprocess.CompletedProcess[str]":
+@pytest.fixture(scope="module")
+def command(warm: WarmPython) -> Command:
     """Python from the root of the repository."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    environment["OMP_NUM_THREADS"] = "1"
+    return lambda *words: warm.run(words, cwd=ROOT, environment=environment)
 
 
-def test_a_sweep_without_multirun_is_refused(tmp_path: Path) -> None:
+def test_a_sweep_without_multirun_is_refused(command: Command, tmp_path: Path) -> None:
     """Hydra would run one job and say nothing: exit code 2 with the command that was meant."""
     done = command("train.py", "sweep=rates", "dynamics.inertias=[0.0]", f"folder={tmp_path / 'run'}")
     assert done.returncode == 2
@@ -51,7 +46,9 @@ def test_a_sweep_without_multirun_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_on_error_stop_starts_no_further_job(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_on_error_stop_starts_no_further_job(
+    command: Command, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
     """The jobs after the failed one leave nothing, and are named at the end."""
     given = ("model.patch=2,3,4", "on_error=stop", f"hydra.sweep.dir={tmp_path}")
     done = command("train.py", "-m", *tiny, *given)
@@ -61,7 +58,7 @@ def test_on_error_stop_starts_no_further_job(tiny: tuple[str, ...], tmp_path: Pa
     assert not (tmp_path / "2" / "status.json").exists()
 
 
-def test_jobs_run_side_by_side(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_jobs_run_side_by_side(command: Command, tiny: tuple[str, ...], tmp_path: Path) -> None:
     """launcher=joblib: each job in a process and a folder of its own, failures as without it."""
     given = ("launcher=joblib", "model.patch=2,3", f"hydra.sweep.dir={tmp_path}")
     done = command("train.py", "-m", *tiny, *given)

@@ -1,0 +1,92 @@
+"""A Python that has imported torch already, and forks: commands start in no time instead of in seconds.
+
+    python tests/warm.py          lines of JSON on standard input: argv, cwd, environment, stdout, stderr
+
+The answer to a request is the exit code of the process that was the command, negative for a signal. argv is
+that of a script, or `-m` and a module. What a command would find in a fresh Python it finds here, but for
+modules that are imported already: some tests start theirs in a fresh one.
+"""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class WarmPython:
+    """The process that forks, started when it is first needed; `close` ends it."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[str] | None = None
+
+    def run(
+        self, argv: Sequence[str | Path], *, cwd: Path, environment: Mapping[str, str]
+    ) -> "subprocess.CompletedProcess[str]":
+        """As subprocess.run([sys.executable, *argv]) with captured output."""
+        if self._server is None:
+            self._server = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=dict(os.environ) | {"OMP_NUM_THREADS": "1"},
+            )
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            files = {name: Path(folder) / name for name in ("stdout", "stderr")}
+            request = {"argv": list(map(str, argv)), "cwd": str(cwd), "environment": dict(environment)}
+            request |= {name: str(path) for name, path in files.items()}
+            print(json.dumps(request), file=self._server.stdin, flush=True)
+            code = int(self._server.stdout.readline())
+            said = {name: path.read_text() for name, path in files.items()}
+        return subprocess.CompletedProcess(list(argv), code, **said)
+
+    def close(self) -> None:
+        """End it."""
+        if self._server is not None:
+            self._server.communicate(timeout=30)
+
+
+def serve() -> None:
+    """Fork a process for each request, and wait for it."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if not child:
+            be(request)
+            sys.exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def be(request: dict[str, Any]) -> None:
+    """In the child: be the command."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    first, *others = request["argv"]
+    if first == "-m":
+        sys.argv = others
+        sys.path[0] = request["cwd"]
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *others]
+        sys.path[0] = str(Path(first).resolve().parent)
+        runpy.run_path(first, run_name="__main__")
+
+
+if __name__ == "__main__":
+    import torch  # noqa: F401
+
+    import attractor.lab  # noqa: F401 - from where it is installed
+
+    serve()
