@@ -123,8 +123,7 @@ class PatternMemory:
 def working_bytes(patterns: int, components: int, *, copies: int) -> int:
     """What patterns of one byte a component take, with what a search and the moments need beside them.
 
-    Twice the patterns, since their copies are joined when they are made.
+    Three times the patterns themselves beside their copies: those they come from, and a copy being made.
     """
-    return (
-        2 * patterns * components * copies + 8 * 3 * components**2 + 4 * (_SCORES + 4 * _CHUNK * components)
-    )
+    held = (copies + 3) * patterns * components
+    return held + 8 * 3 * components**2 + 4 * (_SCORES + 4 * _CHUNK * components)
