@@ -56,7 +56,7 @@ def small(command: str, *, first: bool) -> list[str]:
     if script == "train.py":
         overrides = SMALL if first else [*SMALL, "figures=false", "wandb=disabled"]
         arguments = [word for word in arguments if not word.startswith("train.steps=")]
-        given = {word.split("=")[0] for word in arguments}
+        given = " ".join(arguments)  # wandb is given where wandb.project is
         arguments += [word for word in overrides if word.split("=")[0] not in given]
         if "data.root" in command:
             arguments = [word for word in arguments if not word.startswith("data.root")] + EMBEDDED
