@@ -1,6 +1,6 @@
 """What an image costs that a memory answers, in milliseconds and as a share of the rate of matrix products.
 
-    uv run benchmarks/memory.py data.root=DIR [eval.images=N] [FIELD=VALUE ...]
+    uv run benchmarks/memory.py data.root=DIR [eval.images=N]
 
 MNIST's 59,000 training images and the copies of experiment=memory_mnist, one thread, in one process. The
 readings are those that validation chose for docs/beyond.md. Operations are those of the products and

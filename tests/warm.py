@@ -1,6 +1,6 @@
 """A Python that has imported torch already, and forks: commands start in no time instead of in seconds.
 
-    python tests/warm.py          lines of JSON on standard input: argv, cwd, environment, stdout, stderr
+    python tests/warm.py          lines of JSON on standard input, see `WarmPython.run`
 
 The answer to a request is the exit code of the process that was the command, negative for a signal. argv is
 that of a script, or `-m` and a module. What a command would find in a fresh Python it finds here, but for
@@ -10,6 +10,7 @@ modules that are imported already: some tests start theirs in a fresh one.
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,14 @@ class WarmPython:
         self._server: subprocess.Popen[str] | None = None
 
     def run(
-        self, argv: Sequence[str | Path], *, cwd: Path, environment: Mapping[str, str]
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path,
+        environment: Mapping[str, str],
+        timeout: int | None = None,
     ) -> "subprocess.CompletedProcess[str]":
-        """As subprocess.run([sys.executable, *argv]) with captured output."""
+        """As subprocess.run([sys.executable, *argv], timeout=timeout) with captured output."""
         if self._server is None:
             self._server = subprocess.Popen(
                 [sys.executable, __file__],
@@ -41,10 +47,13 @@ class WarmPython:
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder) / name for name in ("stdout", "stderr")}
             request = {"argv": list(map(str, argv)), "cwd": str(cwd), "environment": dict(environment)}
+            request["timeout"] = timeout or 0
             request |= {name: str(path) for name, path in files.items()}
             print(json.dumps(request), file=self._server.stdin, flush=True)
             code = int(self._server.stdout.readline())
             said = {name: path.read_text() for name, path in files.items()}
+        if code == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired(list(argv), timeout or 0, said["stdout"], said["stderr"])
         return subprocess.CompletedProcess(list(argv), code, **said)
 
     def close(self) -> None:
@@ -66,7 +75,8 @@ def serve() -> None:
 
 
 def be(request: dict[str, Any]) -> None:
-    """In the child: be the command."""
+    """In the child: be the command, for `timeout` seconds at most, of which 0 are all there are."""
+    signal.alarm(request["timeout"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])

@@ -21,10 +21,10 @@ from attractor.images import (
     squared_distances,
     to_patches,
 )
-from attractor.images.symmetries import copies
 from attractor.lab.errors import ConfigError
 from attractor.lab.machine import available_bytes
 from attractor.lab.recollection import Heads, Recollection
+from attractor.lab.undivided import Undivided
 from attractor.physics import (
     Dynamics,
     LocalAttention,
@@ -39,15 +39,8 @@ from attractor.physics import (
 from attractor.physics.pattern_memory import working_bytes
 
 
-class MemoryNetwork:
-    """Images to be stored, and how they become patterns; empty until `store`.
-
-    It counts as one row, which no other process can share.
-    """
-
-    rows = range(1)
-    backend_name = "torch"
-    ranks = None
+class MemoryNetwork(Undivided):
+    """Images to be stored, and how they become patterns; empty until `store`."""
 
     def __init__(
         self,
@@ -64,10 +57,10 @@ class MemoryNetwork:
         encoding unless given. Raises ValueError for copies that are none, or a grain that does not divide
         the side.
         """
-        self.encoding, self.candidates, self.device = encoding, candidates, device
+        super().__init__(encoding, descriptions=descriptions, device=device)
+        self.candidates = candidates
         self.grain = encoding.patch if grain is None else grain
         self._tokens = grid_side(encoding.side, patch=self.grain) ** 2
-        self.symmetries = copies(descriptions, side=encoding.side)
         self._stored = torch.empty(1, 0, dtype=torch.int64)
         self._patterns: PatternMemory | None = None
         distances = squared_distances(encoding.channels, encoding.side, patch=self.grain)
@@ -151,7 +144,7 @@ class Answers:
     def at(self, reading: Recollection | Heads, t: int) -> Tensor:
         """Pixels (B, C, H, W) after iteration t."""
         if isinstance(reading, Heads):
-            times = [min(t, each.steps or each.limit) for each in reading.readings]
+            times = [min(t, each.last) for each in reading.readings]
             found = reading.predict([self.at(*each) for each in zip(reading.readings, times, strict=True)])
             hidden = self._corrupted.pixel_mask
             return found if hidden is None else torch.where(hidden, found, self._corrupted.corrupted)

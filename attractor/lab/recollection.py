@@ -34,6 +34,11 @@ class Recollection:
     limit: int = 1
     steps: int | None = None
 
+    @property
+    def last(self) -> int:
+        """The chosen t, or before that the last one."""
+        return self.steps or self.limit
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for results.json; JSON has no infinity."""
         return asdict(self) | {"softening": None if self.softening == float("inf") else self.softening}
@@ -97,7 +102,7 @@ class Heads:
     @property
     def limit(self) -> int:
         """Iterations at most."""
-        return max(reading.steps or reading.limit for reading in self.readings)
+        return max(reading.last for reading in self.readings)
 
     def predict(self, answers: Sequence[Tensor]) -> Tensor:
         """Pixels, from those of each head."""

@@ -14,8 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.images import Corrupted, PixelEncoding, from_patches, to_patches, to_pixels
-from attractor.images.symmetries import copies
 from attractor.lab.errors import configuring
+from attractor.lab.undivided import Undivided
 from attractor.physics import (
     LowRankSlots,
     PixelEvidence,
@@ -59,16 +59,11 @@ class SlotReading:
         return f"{self.candidates:,} slots answer, inverse temperature {self.inverse_temperature:g}"
 
 
-class SlotNetwork:
+class SlotNetwork(Undivided):
     """Heads of slots, each made from draws of its own; their predictions are averaged.
 
-    It counts as one row, which no other process can share. It answers after `learn`, or once its weights
-    are filled with those of a checkpoint.
+    It answers after `learn`, or once its weights are filled with those of a checkpoint.
     """
-
-    rows = range(1)
-    backend_name = "torch"
-    ranks = None
 
     def __init__(
         self,
@@ -83,8 +78,8 @@ class SlotNetwork:
 
         Raises ValueError for copies that are none.
         """
-        self.encoding, self.recipe, self.device = encoding, recipe, device
-        self.symmetries = copies(descriptions, side=encoding.side)
+        super().__init__(encoding, descriptions=descriptions, device=device)
+        self.recipe = recipe
         self._count = heads
         self._weights: dict[str, Tensor] | None = None
 

@@ -30,7 +30,8 @@ def command(root: Path, tiny: tuple[str, ...], warm: WarmPython) -> Command:
         *overrides: str, script: str = "train.py", flags: tuple[str, ...] = ()
     ) -> "subprocess.CompletedProcess[str]":
         small = tiny if script == "train.py" else ()
-        return warm.run([script, *flags, *small, *overrides], cwd=root, environment=environment())
+        argv = [script, *flags, *small, *overrides]
+        return warm.run(argv, cwd=root, environment=environment(), timeout=120)
 
     return run
 

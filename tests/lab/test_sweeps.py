@@ -34,7 +34,7 @@ def command(warm: WarmPython) -> Command:
     """Python from the root of the repository."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment["OMP_NUM_THREADS"] = "1"
-    return lambda *words: warm.run(words, cwd=ROOT, environment=environment)
+    return lambda *words: warm.run(words, cwd=ROOT, environment=environment, timeout=240)
 
 
 def test_a_sweep_without_multirun_is_refused(command: Command, tmp_path: Path) -> None:
