@@ -185,7 +185,7 @@ def test_a_page_that_cannot_be_drawn_loses_no_result(
         raise RuntimeError("no ink")
 
     monkeypatch.setattr(page, "render", broken)
-    monkeypatch.setattr("train.draw_run", lambda *given: {})  # the figures take their time
+    monkeypatch.setattr("attractor.lab.drawing.draw_run", lambda *given: {})  # the figures take their time
     path = tmp_path / "run"
     config = make_config(*tiny, "figures=true", "task=denoise", "dynamics.evidence=[]", f"folder={path}")
     with pytest.raises(RuntimeError, match="no ink"):
