@@ -127,8 +127,8 @@ class LocalLinearMemoryConfig(ModelConfig):
     ridges: list[float] = field(default_factory=list)  # variance of a visible pixel, of masked images
     softenings: list[float] = field(default_factory=list)  # rho_0, of noisy images
     window: int = MISSING  # pixels that answer for a token, the nearest observed ones
-    heads: int = MISSING  # readings at most, of those that were tried, whose predictions are averaged
-    readout: int = MISSING  # degree of the polynomial that turns their mean into pixels; 0: none
+    heads: int = MISSING  # readings at most, of those that were tried, that the readout puts together
+    readout: int = MISSING  # degree of the polynomial that turns their predictions into pixels; 0: none
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Ways to read a memory of images: one `Recollection`, or several of them as `Heads`."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +16,9 @@ class Recollection:
     """One way to read a memory: see `physics.LocalAttention` for the fields that it shares.
 
     common: so many iterations attend once for the whole image, before every token attends for itself; the
-    first one does not look at the state, which is not yet an answer. limit: iterations at most. ridge: the
-    variance up to which visible pixels of a masked image are taken at their word. noise_variance: of noisy
-    images, which have no mask. steps: the t at which the prediction is read.
+    first one does not look at the state, which is not yet an answer. coupled: from then on. limit:
+    iterations at most. ridge: the variance up to which visible pixels of a masked image are taken at their
+    word. noise_variance: of noisy images, which have no mask. steps: the t at which the prediction is read.
     """
 
     neighbours: int | None
@@ -28,6 +29,7 @@ class Recollection:
     softening: float = 0.0
     shrinkage: float = 0.0
     window: int | None = 256
+    coupled: bool = False
     common: int = 0
     ridge: float = 1e-3
     noise_variance: float = 0.7
@@ -61,6 +63,7 @@ class Recollection:
             softening=self.softening,
             shrinkage=0.0 if whole else self.shrinkage,
             window=self.window,
+            coupled=self.coupled and not whole,
         )
 
     def describe(self) -> str:
@@ -78,6 +81,7 @@ class Recollection:
         if self.reach is not None:
             words.append(f"reach of a token {self.reach:g} pixels")
             words += [f"{self.common} iterations in common first"] * bool(self.common)
+            words += ["tokens coupled"] * self.coupled
         words += [f"pull {self.pull:g}"] * bool(self.pull)
         words += [f"shrinkage {self.shrinkage:g}"] * bool(self.shrinkage and self.reach)
         words += [f"softening {self.softening:g}"] * bool(0 < self.softening < float("inf"))
@@ -86,17 +90,18 @@ class Recollection:
 
 @dataclass(frozen=True)
 class Heads:
-    """Several ways to read a memory, whose predictions x_h are averaged, and what a mean stands for.
+    """One or more ways to read a memory, and what their predictions x_h stand for.
 
-        x = sum_k a_k m^k,        m = mean_h x_h
+        x = sum_k a_k prod_h x_h^e_kh,        all exponents with sum_h e_kh <= degree
 
-    readings: each with its t (`steps`), after which its prediction stays. readout: a_0, a_1, ..., the least
-    squares of clean pixels on powers of m, since most pixels are black or white and a local Gaussian does
-    not know that; empty: x = m. steps: the t at which the prediction is read.
+    A local Gaussian does not know that most pixels are black or white; and where a narrow and a wide
+    attention disagree, the truth depends on both. readings: each with its t (`steps`), after which its
+    prediction stays. readout: a_k, in the order of `monomials`. steps: the t of the prediction.
     """
 
     readings: tuple[Recollection, ...]
-    readout: tuple[float, ...] = ()
+    degree: int
+    readout: tuple[float, ...]
     steps: int | None = None
 
     @property
@@ -106,28 +111,33 @@ class Heads:
 
     def predict(self, answers: Sequence[Tensor]) -> Tensor:
         """Pixels, from those of each head."""
-        mean = torch.stack(list(answers)).mean(0)
-        if not self.readout:
-            return mean
-        value = torch.zeros_like(mean)
-        for coefficient in reversed(self.readout):
-            value.mul_(mean).add_(coefficient)
+        value = torch.zeros_like(answers[0])
+        for coefficient, product in zip(self.readout, monomials(answers, degree=self.degree), strict=True):
+            value.add_(product, alpha=coefficient)
         return value.clamp_(0, 1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for results.json."""
         readings = [reading.to_json() for reading in self.readings]
-        return {"readings": readings, "readout": list(self.readout), "steps": self.steps}
+        return asdict(self) | {"readings": readings, "readout": list(self.readout)}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Heads":
         """The inverse of `to_json`."""
         readings = tuple(Recollection.from_json(reading) for reading in values["readings"])
-        return Heads(readings, tuple(values["readout"]), values["steps"])
+        return Heads(**(values | {"readings": readings, "readout": tuple(values["readout"])}))
 
     def describe(self) -> str:
         """For tables and legends."""
-        words = "; ".join(reading.describe() for reading in self.readings)
-        if len(self.readings) > 1:
-            words = f"mean of {len(self.readings)} heads: {words}"
-        return words + "; calibrated pixels" * bool(self.readout)
+        words = "; and ".join(reading.describe() for reading in self.readings)
+        return f"{words}; read out by a polynomial of degree {self.degree}"
+
+
+def monomials(values: Sequence[Tensor], *, degree: int) -> Iterator[Tensor]:
+    """prod_h x_h^e_h of tensors x_h of one shape, for all exponents with a sum of at most `degree`."""
+    for exponents in itertools.product(range(degree + 1), repeat=len(values)):
+        if sum(exponents) <= degree:
+            product = torch.ones_like(values[0])
+            for value, exponent in zip(values, exponents, strict=True):
+                product *= value**exponent
+            yield product

@@ -3,8 +3,8 @@
 What is tried first are the two limits, linear regression and the softmax memory (of the candidates), so
 that on these images the choice is no worse than the better of them; then what lies between them, with one
 attention for the image and with one for every token. Of that, one field after the other gets its other
-values, and keeps the best. Then other readings join the best one as heads, and a polynomial is fitted to
-their mean, as long as that helps.
+values, and keeps the best. Then a polynomial reads out the best one, and other readings join it as heads,
+as long as that helps.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,11 +19,11 @@ from attractor.images import Corrupted, Denoise, Task
 from attractor.lab.config import LocalLinearMemoryConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.memory_network import Answers, MemoryNetwork
-from attractor.lab.recollection import Heads, Recollection
+from attractor.lab.recollection import Heads, Recollection, monomials
 from attractor.lab.selection import Choice, best_of
 
 _NEIGHBOURS = (150, 400, 1000)  # tried where there are more patterns
-_WORTH = 0.997  # of the error before, at most, is what a further head or a readout must reach
+_WORTH = 0.997  # of the error before, at most, is what a readout or a further head must reach
 
 
 def first_recollection(config: LocalLinearMemoryConfig, *, noise_variance: float) -> Recollection:
@@ -79,66 +79,65 @@ def choose_recollection(
         if name == "inverse_temperature" and not best.relative:
             values = [best.inverse_temperature * factor for factor in (0.5, 2.0)]
         found = attempt([best, *(replace(best, **{name: value}) for value in values)])
-    chosen = _with_heads(answers, tried.values(), corrupted, most=config.heads)
-    return _with_readout(answers, chosen, corrupted, degree=config.readout)
+    return _with_heads(answers, tried.values(), corrupted, most=config.heads, degree=config.readout)
 
 
-def _with_heads(answers: Answers, tried: Iterable[Choice], corrupted: Corrupted, *, most: int) -> Choice:
-    """The best of what was tried, and others that lower the error of the mean, one after the other."""
-    choices = sorted(tried, key=lambda choice: choice.error)
-    best = choices[0]
-    readings: tuple[Recollection, ...] = (_reading(best),)
-    while len(readings) < most:
-        options = []
-        for choice in choices[1:]:
-            if choice.retrieval not in readings:
-                heads = Heads((*readings, _reading(choice)))
-                heads = replace(heads, steps=heads.limit)
-                error = corrupted.squared_error(answers.at(heads, heads.limit)).mean()
-                options.append(Choice(heads, float(error)))
-        found = min(options, key=lambda choice: choice.error, default=best)
-        if not found.error < _WORTH * best.error:
-            break
-        assert isinstance(found.retrieval, Heads)
-        best, readings = found, found.retrieval.readings
-    return best
+def _with_heads(
+    answers: Answers, tried: Iterable[Choice], corrupted: Corrupted, *, most: int, degree: int
+) -> Choice:
+    """The best of what was tried; with a readout, and other readings in it, as long as that helps.
 
-
-def _with_readout(answers: Answers, choice: Choice, corrupted: Corrupted, *, degree: int) -> Choice:
-    """The same with a readout, if that helps on the half of the images to which it was not fitted."""
-    count = len(corrupted.original)
-    if not degree or count < 2:
-        return choice
-    found = choice.retrieval
-    heads = found if isinstance(found, Heads) else Heads((_reading(choice),), steps=found.steps)
-    assert heads.steps is not None
-    mean = answers.at(heads, heads.steps)
-    even = torch.arange(count) % 2 == 0
-    errors = torch.zeros(count, dtype=torch.float64)
-    for part in (even, ~even):
-        readout = fit_readout(mean, corrupted, part, degree=degree)
-        pixels = replace(heads, readout=readout).predict([mean])
-        errors[~part] = corrupted.squared_error(pixels).double()[~part]
-    if not errors.mean() < _WORTH * choice.error:
-        return choice
-    everything = torch.ones(count, dtype=torch.bool)
-    readout = fit_readout(mean, corrupted, everything, degree=degree)
-    return Choice(replace(heads, readout=readout), float(errors.mean()))
-
-
-def fit_readout(mean: Tensor, corrupted: Corrupted, images: Tensor, *, degree: int) -> tuple[float, ...]:
-    """a_0, ..., a_degree: least squares of the clean pixels of some images on powers of their prediction.
-
-    Of masked images hidden pixels count. images: (B,) bool. Powers that say nothing new have a_k near 0.
+    Whether it helps is seen on the half of the images to which the readout was not fitted.
     """
-    counted = torch.ones_like(mean, dtype=torch.bool)
+    best, *others = sorted(tried, key=lambda choice: choice.error)
+    if not degree or len(corrupted.original) < 2:
+        return best
+    kept = best
+    joining: list[tuple[Recollection, ...]] = [(_reading(best),)]
+    while joining:
+        options = [_read_out(answers, each, corrupted, degree) for each in joining]
+        place = min(range(len(options)), key=lambda index: options[index].error)
+        readings = joining[place]
+        if options[place].error < _WORTH * kept.error:
+            kept = options[place]
+        joining = []
+        if len(readings) < most:
+            joining = [(*readings, _reading(o)) for o in others if _reading(o) not in readings]
+    return kept
+
+
+def _read_out(
+    answers: Answers, readings: tuple[Recollection, ...], corrupted: Corrupted, degree: int
+) -> Choice:
+    """Heads with a readout fitted to all images; the error is that of two, each fitted to a half."""
+    found = [answers.at(reading, reading.last) for reading in readings]
+    even = torch.arange(len(corrupted.original)) % 2 == 0
+    errors = torch.zeros(len(even), dtype=torch.float64)
+    for part in (even, ~even):
+        readout = fit_readout(found, corrupted, part, degree=degree)
+        pixels = Heads(readings, degree, readout).predict(found)
+        errors[~part] = corrupted.squared_error(pixels).double()[~part]
+    readout = fit_readout(found, corrupted, torch.ones_like(even), degree=degree)
+    heads = Heads(readings, degree, readout)
+    return Choice(replace(heads, steps=heads.limit), float(errors.mean()))
+
+
+def fit_readout(
+    predictions: Sequence[Tensor], corrupted: Corrupted, images: Tensor, *, degree: int
+) -> tuple[float, ...]:
+    """a_k: least squares of the clean pixels of some images on the monomials of their predictions.
+
+    Of masked images hidden pixels count. images: (B,) bool.
+    """
+    counted = torch.ones_like(corrupted.original, dtype=torch.bool)
     if corrupted.pixel_mask is not None:
-        counted = corrupted.pixel_mask.expand_as(mean).clone()
+        counted = corrupted.pixel_mask.expand_as(counted).clone()
     counted[~images] = False
-    powers = mean[counted].double().unsqueeze(1) ** torch.arange(degree + 1)
+    values = [each[counted].double() for each in predictions]
+    features = torch.stack(list(monomials(values, degree=degree)), 1)
     target = corrupted.original[counted].double().unsqueeze(1)
-    # an answer that is constant has powers that are multiples of each other: the least a then
-    return tuple(torch.linalg.lstsq(powers, target, driver="gelsd").solution.squeeze(1).tolist())
+    # heads that agree everywhere, or a constant one, leave the least squares undetermined: the least a then
+    return tuple(torch.linalg.lstsq(features, target, driver="gelsd").solution.squeeze(1).tolist())
 
 
 def check_neighbours(config: LocalLinearMemoryConfig, *, stored: int, copies: int) -> None:
@@ -202,6 +201,7 @@ def _alternatives(
     if isinstance(task, Denoise):
         yield "pull", config.pulls
         yield "common", sorted({1, config.common})
+        yield "coupled", [True]
         yield "softening", config.softenings
     else:
         yield "ridge", config.ridges
@@ -211,9 +211,9 @@ def _matters(name: str, reading: Recollection) -> bool:
     """Whether a reading heeds a field: linear regression has no attention, and a single t no state."""
     if reading.neighbours is None and name in ("inverse_temperature", "shrinkage"):
         return False
-    if reading.reach is None and name in ("shrinkage", "common"):
+    if reading.reach is None and name in ("shrinkage", "common", "coupled"):
         return False
-    return reading.limit > 1 or name not in ("pull", "common")
+    return reading.limit > 1 or name not in ("pull", "common", "coupled")
 
 
 def _untimed(choice: Choice) -> Recollection:

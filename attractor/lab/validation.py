@@ -131,9 +131,15 @@ def _check_memory(model: LocalLinearMemoryConfig) -> None:
         count = getattr(model, name)
         if count is not None:
             _positive(f"model.{name}", count)
-    if not 0 <= model.readout <= 9:
+    if not 0 <= model.readout <= 5:
         raise ConfigError(
-            f"model.readout is {model.readout}; use a degree of 0 to 9; 0 leaves pixels as they are"
+            f"model.readout is {model.readout}; use a degree of 0 to 5; 0 leaves pixels as they are"
+        )
+    most = 4 if model.readout else 1
+    if model.heads > most:
+        raise ConfigError(
+            f"model.heads is {model.heads}; use 1 to {most}"
+            + (", or a model.readout of 1 or more, which puts them together" if most == 1 else "")
         )
     if not 0 <= model.common <= model.iterations:
         raise ConfigError(

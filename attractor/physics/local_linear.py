@@ -93,7 +93,7 @@ class LocalAttention:
         a_is   = sum_p w_i(p) [ l_p(m_sp) + kappa (x_p m_sp - m_sp^2 / 2) ]
         w_i(p) = exp(-d_ip^2 / 2 rho^2)
         beta_i = softmax_s(tau a_is), over its K best
-        D_i    = diag(w_i P / (1 + rho_0 w_i P))                      in the response
+        D_i    = diag(w_i q / (1 + rho_0 w_i q)),  q = P              in the response
 
     l_p is the evidence and d_ip the distance from token i to component p. neighbours: K; None attends to
     all patterns alike (tau = 0), so that mu and C are those of the whole memory, without its copies.
@@ -102,9 +102,10 @@ class LocalAttention:
     attention for the whole image, w = 1. pull: kappa, the precision that the state itself counts as.
     softening: rho_0; infinite, nothing adapts, and the softmax memory is left. shrinkage: lambda,
     C_i + lambda C_0 with the covariance C_0 of all patterns. window: components that answer for a token
-    with a reach, the nearest observed ones; None: all.
+    with a reach, the nearest observed ones; None: all. coupled: the response of a token with a reach heeds
+    the state of the other tokens too, q_p = P_p + kappa, o_p = (h_p + kappa x_p) / q_p of their components.
 
-    Raises ValueError for values out of range.
+    Raises ValueError for values out of range, and for tokens that are coupled without a reach.
     """
 
     neighbours: int | None = 1000
@@ -115,6 +116,7 @@ class LocalAttention:
     softening: float = 0.0
     shrinkage: float = 0.0
     window: int | None = 256
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("neighbours", 1), ("window", 1)):
@@ -130,6 +132,10 @@ class LocalAttention:
         if self.reach is not None and not 0 < self.reach < math.inf:
             raise ValueError(
                 f"reach is {self.reach} pixels; it must be positive, or None for the whole image"
+            )
+        if self.coupled and self.reach is None:
+            raise ValueError(
+                "coupled needs a reach: one attention for the whole image answers for all tokens"
             )
 
     def separate(self, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,19 +74,26 @@ class LocalLinearMemory:
         """The tokens `asked` (T,) of one image, (T, D)."""
         attention, memory = self.attention, self.patterns
         relevance = attention.relevance(self.squared_distances.to(known.state)[asked])  # (T, P)
-        gain = attention.gain(relevance * known.precision)
+        precision, observed = known.precision.expand_as(relevance), known.observed.expand_as(relevance)
         if attention.reach is None:  # one attention for all: every token is an output of it
             order = torch.cat((_others(asked, memory.tokens), asked))
-            whole = self._attend(order[None], known, relevance[:1], gain[:1], outputs=len(asked))
+            gain = attention.gain(relevance[:1] * precision[:1])
+            whole = self._attend(order[None], known, relevance[:1], observed[:1], gain, outputs=len(asked))
             return whole.view(len(asked), memory.dim)
-        tokens = self._windows(asked, known)
-        return self._attend(tokens, known, relevance, gain, outputs=1).view(len(asked), memory.dim)
+        if attention.coupled:  # to the state of others: its own would confirm itself
+            own = torch.arange(memory.components, device=asked.device) // memory.dim == asked[:, None]
+            precision = torch.where(own, precision, known.confidence)
+            observed = torch.where(own, observed, known.target)
+        tokens = self._windows(asked, known.confidence if attention.coupled else known.precision)
+        gain = attention.gain(relevance * precision)
+        answer = self._attend(tokens, known, relevance, observed, gain, outputs=1)
+        return answer.view(len(asked), memory.dim)
 
-    def _windows(self, asked: Tensor, known: "_Known") -> Tensor:
+    def _windows(self, asked: Tensor, precision: Tensor) -> Tensor:
         """The observed tokens nearest to each of `asked`, and itself as the last, (T, R + 1)."""
         memory, window = self.patterns, self.attention.window
         distance = self.squared_distances[asked].view(len(asked), memory.tokens, memory.dim).mean(2)
-        observed = known.precision.view(memory.tokens, memory.dim).any(1)
+        observed = precision.view(memory.tokens, memory.dim).any(1)
         distance = distance.masked_fill(~observed, torch.inf)
         distance.scatter_(1, asked[:, None], torch.inf)
         there = int(observed.sum()) - int(observed[asked].any())
@@ -95,12 +102,22 @@ class LocalLinearMemory:
         return torch.cat((nearest, asked[:, None]), 1)
 
     def _attend(
-        self, tokens: Tensor, known: "_Known", relevance: Tensor, gain: Tensor, *, outputs: int
+        self,
+        tokens: Tensor,
+        known: "_Known",
+        relevance: Tensor,
+        observed: Tensor,
+        gain: Tensor,
+        *,
+        outputs: int,
     ) -> Tensor:
-        """Answer for the last `outputs` of each row of `tokens` (T, R), from all in it, (T, outputs D)."""
+        """Answer for the last `outputs` of each row of `tokens` (T, R), from all in it, (T, outputs D).
+
+        relevance, observed and gain are those of all components, (T, P).
+        """
         attention, memory = self.attention, self.patterns
         columns = _columns(tokens, memory.dim)  # (T, R D)
-        observed, gain = known.observed[columns], gain.gather(1, columns)
+        observed, gain = observed.gather(1, columns), gain.gather(1, columns)
         outputs *= memory.dim
         if attention.neighbours is None:
             mean, covariance = (each.to(known.state) for each in memory.moments)

@@ -115,65 +115,72 @@ def test_readings_survive_json() -> None:
         text = json.dumps(reading.to_json(), allow_nan=False)
         assert Recollection.from_json(json.loads(text)) == reading
         assert reading.describe()
-    heads = Heads(readings, readout=(0.1, 0.9), steps=2)
+    heads = Heads(readings, 1, readout=(0.1, 0.9, 0.2), steps=2)
     assert Heads.from_json(json.loads(json.dumps(heads.to_json(), allow_nan=False))) == heads
-    assert heads.describe().startswith("mean of 2 heads: linear regression")
+    assert heads.describe().startswith("linear regression on all patterns")
+    assert heads.describe().endswith("; read out by a polynomial of degree 1")
 
 
 @pytest.mark.parametrize("task", [Masked(patch=2), Denoise(0.7)], ids=lambda task: task.name)
-def test_heads_are_averaged_each_at_its_own_t(
+def test_heads_are_read_out_each_at_its_own_t(
     task: Any, network: MemoryNetwork, splits: ImageSplits
 ) -> None:
-    """The mean of what each reading predicts, later t too; visible pixels stay as they are."""
+    """A polynomial of what each reading predicts, later t too; visible pixels stay as they are."""
     corrupted = task.corrupt(to_pixels(splits.test[:5]), range(5), seed=0)
     short = Recollection(neighbours=50, steps=1)
     long = Recollection(neighbours=80, reach=3.0, pull=6.0, common=1, limit=3, steps=3)
     alone = [list(network.predictions(corrupted, reading)) for reading in (short, long)]
-    found = list(network.predictions(corrupted, Heads((short, long), steps=3)))
+    readout = (0.01, 0.3, 0.2, 0.4, -0.1, 0.15)  # of 1, y, y^2, x, x y, x^2
+    found = list(network.predictions(corrupted, Heads((short, long), 2, readout, steps=3)))
     assert [len(each) for each in (*alone, found)] == [1, 3, 3]
-    for t, pixels in enumerate(found):
-        assert torch.equal(pixels, (alone[0][0] + alone[1][t]) / 2)
-    calibrated = list(network.predictions(corrupted, Heads((short,), readout=(0.25, 0.5, 0.25), steps=1)))
-    expected = 0.25 + 0.5 * alone[0][0] + 0.25 * alone[0][0] ** 2
-    if corrupted.pixel_mask is not None:
-        expected = torch.where(corrupted.pixel_mask, expected, corrupted.original)
-    torch.testing.assert_close(calibrated[0], expected)
+    x = alone[0][0]
+    for y, pixels in zip(alone[1], found, strict=True):
+        expected = (0.01 + 0.3 * y + 0.2 * y**2 + 0.4 * x - 0.1 * x * y + 0.15 * x**2).clamp(0, 1)
+        if corrupted.pixel_mask is not None:
+            expected = torch.where(corrupted.pixel_mask, expected, corrupted.original)
+        torch.testing.assert_close(pixels, expected)
 
 
 def test_a_readout_is_the_least_squares_polynomial(splits: ImageSplits) -> None:
-    """Clean pixels that are a polynomial of their prediction give it back, from hidden pixels alone."""
+    """Clean pixels that are a polynomial of predictions give it back, from hidden pixels alone."""
     corrupted = Masked(patch=2).corrupt(to_pixels(splits.test[:6]), range(6), seed=0)
-    mean = torch.rand(corrupted.original.shape, generator=torch.Generator().manual_seed(0))
-    clean = 0.1 + 0.3 * mean + 0.5 * mean**3
-    hidden = corrupted.pixel_mask
+    draws = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(corrupted.original.shape, generator=draws) for _ in range(2))
+    clean = 0.1 + 0.3 * x + 0.5 * x**2 * y
     some = torch.arange(6) < 4
-    counted = hidden & some.view(-1, 1, 1, 1)
+    counted = corrupted.pixel_mask & some.view(-1, 1, 1, 1)
     asked = replace(corrupted, original=torch.where(counted, clean, 7.0))
-    found = fit_readout(mean, asked, some, degree=4)
-    assert found == pytest.approx((0.1, 0.3, 0.0, 0.5, 0.0), abs=1e-4)
-    constant = torch.full_like(mean, 0.5)
-    level = Heads((Recollection(neighbours=1),), fit_readout(constant, asked, some, degree=4))
+    found = fit_readout([x, y], asked, some, degree=3)
+    # 1, y, y^2, y^3, x, x y, x y^2, x^2, x^2 y, x^3
+    assert found == pytest.approx((0.1, 0, 0, 0, 0.3, 0, 0, 0, 0.5, 0), abs=1e-4)
+    constant = torch.full_like(x, 0.5)
+    level = Heads((Recollection(neighbours=1),), 4, fit_readout([constant], asked, some, degree=4))
     assert float(level.predict([constant])[0, 0, 0, 0]) == pytest.approx(
         float(clean[counted.expand_as(clean)].mean()), abs=1e-4
     )
 
 
-def test_heads_and_readouts_join_where_they_help(
+def test_heads_join_where_they_help(
     network: MemoryNetwork, splits: ImageSplits, make_config: Callable[..., Any]
 ) -> None:
-    """The chosen error is that of the mean, on validation images; with one head it is a single reading."""
-    pixels = to_pixels(splits.validation[:20])
+    """A choice has the error of images to which its readout was not fitted; without one it is plain."""
+    pixels = to_pixels(splits.validation[:40])
     corrupted = Masked(patch=2).corrupt(pixels, range(len(pixels)), seed=3)
-    errors = []
-    for words in (["model.heads=1", "model.readout=0"], ["model.heads=3", "model.readout=0"]):
+    found = []
+    for words in (["model.heads=1", "model.readout=0"], ["model.heads=1"], ["model.heads=3"]):
         model = make_config(*SMALL, "model.reaches=[1.5,3.0,9.0]", *words, "folder=unused").model
         choice = choose_recollection(network, model, Masked(patch=2), corrupted, steps=1)
-        *_, last = network.predictions(corrupted, choice.retrieval)
-        assert float(corrupted.squared_error(last).mean()) == pytest.approx(choice.error, rel=1e-6)
-        errors.append(choice.error)
-    assert isinstance(choice.retrieval, Heads)
-    assert 1 < len(choice.retrieval.readings) <= 3
-    assert errors[1] < 0.997 * errors[0]
+        found.append((choice, [*network.predictions(corrupted, choice.retrieval)][-1]))
+    errors = [float(corrupted.squared_error(pixels).mean()) for _, pixels in found]
+    plain, one, several = (choice for choice, _ in found)
+    assert isinstance(plain.retrieval, Recollection)
+    assert errors[0] == pytest.approx(plain.error, rel=1e-6)
+    assert isinstance(several.retrieval, Heads)
+    assert 1 < len(several.retrieval.readings) <= 3
+    assert several.retrieval.readings[0] == plain.retrieval
+    assert several.error < 0.997 * plain.error
+    assert several.error < one.error
+    assert errors[2] < several.error  # that of all images to which it was fitted
 
 
 def test_the_choice_is_no_worse_than_regression_and_memory(
@@ -311,7 +318,9 @@ def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["model.grain=0"], r"model\.grain is 0"),
         (["model.candidates=0"], r"model\.candidates is 0"),
         (["model.heads=0"], r"model\.heads is 0"),
-        (["model.readout=12"], r"model\.readout is 12; use a degree of 0 to 9"),
+        (["model.heads=5"], r"model\.heads is 5; use 1 to 4$"),
+        (["model.readout=0"], r"model\.heads is 2; use 1 to 1, or a model\.readout of 1 or more"),
+        (["model.readout=12"], r"model\.readout is 12; use a degree of 0 to 5"),
         (["model.common=9"], r"model\.common is 9; it must be 0 to model\.iterations, 4"),
         (["objective=log_pl"], r"objective is log_pl"),
     ],
