@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from attractor.images import DataError, Denoise, ImageSplits, Masked, PixelEncoding, pixel_mean, to_pixels
+from attractor.images import (
+    DataError,
+    Denoise,
+    ImageSplits,
+    Masked,
+    PixelEncoding,
+    load,
+    pixel_mean,
+    to_pixels,
+)
 from attractor.lab import load_run, memory_network
 from attractor.lab.build import build_data
 from attractor.lab.errors import ConfigError
@@ -160,11 +169,11 @@ def test_a_readout_is_the_least_squares_polynomial(splits: ImageSplits) -> None:
     )
 
 
-def test_heads_join_where_they_help(
-    network: MemoryNetwork, splits: ImageSplits, make_config: Callable[..., Any]
-) -> None:
+def test_heads_join_where_they_help(make_config: Callable[..., Any]) -> None:
     """A choice has the error of images to which its readout was not fitted; without one it is plain."""
-    pixels = to_pixels(splits.validation[:40])
+    digits = load("digits", root=".").fewer(300)
+    network = digits_memory(digits)
+    pixels = to_pixels(digits.validation[:100])
     corrupted = Masked(patch=2).corrupt(pixels, range(len(pixels)), seed=3)
     found = []
     for words in (["model.heads=1", "model.readout=0"], ["model.heads=1"], ["model.heads=3"]):
@@ -178,9 +187,16 @@ def test_heads_join_where_they_help(
     assert isinstance(several.retrieval, Heads)
     assert 1 < len(several.retrieval.readings) <= 3
     assert several.retrieval.readings[0] == plain.retrieval
-    assert several.error < 0.997 * plain.error
-    assert several.error < one.error
+    assert several.error < 0.997 * one.error
+    assert one.error <= plain.error
     assert errors[2] < several.error  # that of all images to which it was fitted
+
+
+def digits_memory(digits: ImageSplits) -> MemoryNetwork:
+    encoding = PixelEncoding(1, 8, patch=2, mean=pixel_mean(digits.train))
+    made = MemoryNetwork(encoding, descriptions=[], grain=None, candidates=None, device=torch.device("cpu"))
+    made.store(digits.train)
+    return made
 
 
 def test_the_choice_is_no_worse_than_regression_and_memory(
@@ -211,13 +227,10 @@ def test_where_nothing_adapts_the_memory_is_among_what_is_tried(
 ) -> None:
     """On digits the softmax memory beats regression: were its limit not tried, this would fail."""
     from attractor.baselines import DenseMemory, LinearRegression
-    from attractor.images import load
     from attractor.lab import recollection_choice
 
     digits = load("digits", root=".").fewer(300)
-    encoding = PixelEncoding(1, 8, patch=2, mean=pixel_mean(digits.train))
-    made = MemoryNetwork(encoding, descriptions=[], grain=None, candidates=None, device=torch.device("cpu"))
-    made.store(digits.train)
+    made = digits_memory(digits)
     model = make_config(*SMALL, "model.neighbours=[1]", "folder=unused").model
     monkeypatch.setattr(recollection_choice, "_alternatives", lambda *_: ())
     pixels = to_pixels(digits.validation[:60])

@@ -183,15 +183,19 @@ def test_a_wide_reach_is_one_attention_for_the_image() -> None:
     )
 
 
-def test_a_token_by_its_formula() -> None:
-    """One token, written down: scores with reach and pull, softmax over the K best, gain w P, shrinkage."""
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_token_by_its_formula(coupled: bool) -> None:
+    """One token, written down: scores with reach and pull, softmax over the K best, gain, shrinkage.
+
+    Coupled, the response heeds the state of other tokens; its own components are 20 to 23.
+    """
     memory = stored()
     _, evidence = denoised(1)
     known = memory.search(evidence, memory.count)
     x = draws(1, TOKENS, PATCH**2, seed=4).abs()
     attention = LocalAttention(
         neighbours=50, inverse_temperature=0.3, relative=False, reach=2.0, pull=1.5, softening=0.2,
-        shrinkage=0.1, window=None,
+        shrinkage=0.1, window=None, coupled=coupled,
     )  # fmt: skip
     found = answer(memory, attention, known, x)[0, 5]
     m = memory.levels[0].double() / 255
@@ -203,8 +207,11 @@ def test_a_token_by_its_formula() -> None:
     near = m[best.indices]
     mean = beta @ near
     covariance = (near - mean).T @ (beta[:, None] * (near - mean)) + 0.1 * m.T.cov(correction=0)
-    gain = w * precision / (1 + 0.2 * w * precision)
-    shift = torch.linalg.solve(covariance + torch.diag(1 / gain), field / precision - mean)
+    pull = torch.full_like(precision, 1.5 * coupled)
+    pull[20:24] = 0
+    gain = w * (precision + pull) / (1 + 0.2 * w * (precision + pull))
+    known_as = (field + pull * state) / (precision + pull)
+    shift = torch.linalg.solve(covariance + torch.diag(1 / gain), known_as - mean)
     torch.testing.assert_close(found, (mean + covariance @ shift)[20:24], rtol=0, atol=1e-9)
 
 
@@ -307,6 +314,7 @@ def test_a_mask_is_answered_in_one_iteration_and_noise_settles() -> None:
         ({"shrinkage": math.inf}, "shrinkage is inf"),
         ({"softening": -0.1}, "softening is -0.1"),
         ({"reach": 0.0}, "reach is 0.0 pixels"),
+        ({"coupled": True}, "coupled needs a reach"),
     ],
 )
 def test_values_out_of_range(values: dict[str, float], words: str) -> None:
