@@ -111,10 +111,7 @@ class Heads:
 
     def predict(self, answers: Sequence[Tensor]) -> Tensor:
         """Pixels, from those of each head."""
-        value = torch.zeros_like(answers[0])
-        for coefficient, product in zip(self.readout, monomials(answers, degree=self.degree), strict=True):
-            value.add_(product, alpha=coefficient)
-        return value.clamp_(0, 1)
+        return read_out(answers, self.readout, degree=self.degree)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for results.json."""
@@ -141,3 +138,11 @@ def monomials(values: Sequence[Tensor], *, degree: int) -> Iterator[Tensor]:
             for value, exponent in zip(values, exponents, strict=True):
                 product *= value**exponent
             yield product
+
+
+def read_out(values: Sequence[Tensor], readout: Sequence[float], *, degree: int) -> Tensor:
+    """sum_k a_k prod_h x_h^e_kh within [0, 1], with the a_k in the order of `monomials`."""
+    total = torch.zeros_like(values[0])
+    for coefficient, product in zip(readout, monomials(values, degree=degree), strict=True):
+        total.add_(product, alpha=coefficient)
+    return total.clamp_(0, 1)

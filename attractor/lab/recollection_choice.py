@@ -19,7 +19,7 @@ from attractor.images import Corrupted, Denoise, Task
 from attractor.lab.config import LocalLinearMemoryConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.memory_network import Answers, MemoryNetwork
-from attractor.lab.recollection import Heads, Recollection, monomials
+from attractor.lab.recollection import Heads, Recollection, monomials, read_out
 from attractor.lab.selection import Choice, best_of
 
 _NEIGHBOURS = (150, 400, 1000)  # tried where there are more patterns
@@ -109,17 +109,24 @@ def _with_heads(
 def _read_out(
     answers: Answers, readings: tuple[Recollection, ...], corrupted: Corrupted, degree: int
 ) -> Choice:
-    """Heads with a readout fitted to all images; the error is that of two, each fitted to a half."""
+    """Heads with a readout fitted to all images; its error is `cross_validated`."""
     found = [answers.at(reading, reading.last) for reading in readings]
+    every = torch.ones(len(corrupted.original), dtype=torch.bool)
+    heads = Heads(readings, degree, fit_readout(found, corrupted, every, degree=degree))
+    error = float(cross_validated(found, corrupted, degree=degree).mean())
+    return Choice(replace(heads, steps=heads.limit), error)
+
+
+def cross_validated(predictions: Sequence[Tensor], corrupted: Corrupted, *, degree: int) -> Tensor:
+    """Errors (B,) of a readout of these predictions, of each half of the images fitted to the other one."""
     even = torch.arange(len(corrupted.original)) % 2 == 0
     errors = torch.zeros(len(even), dtype=torch.float64)
     for part in (even, ~even):
-        readout = fit_readout(found, corrupted, part, degree=degree)
-        pixels = Heads(readings, degree, readout).predict(found)
+        pixels = read_out(
+            predictions, fit_readout(predictions, corrupted, part, degree=degree), degree=degree
+        )
         errors[~part] = corrupted.squared_error(pixels).double()[~part]
-    readout = fit_readout(found, corrupted, torch.ones_like(even), degree=degree)
-    heads = Heads(readings, degree, readout)
-    return Choice(replace(heads, steps=heads.limit), float(errors.mean()))
+    return errors
 
 
 def fit_readout(
