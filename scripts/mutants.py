@@ -40,6 +40,7 @@ class Mutant:
     new: str
     why: str
     part: str = "physics"  # tests/`part` must see it
+    tests: tuple[str, ...] = ()  # or these files of it alone, so that the others need not be run
 
     @property
     def path(self) -> Path:
@@ -575,7 +576,7 @@ MUTANTS += [
 
 
 MUTANTS += [
-    Mutant(file, old, new, f"memory: {why}")
+    Mutant(file, old, new, f"memory: {why}", tests=("test_local_linear.py", "test_evidence.py"))
     for file, old, new, why in (
         (
             "evidence.py",
@@ -627,9 +628,21 @@ MUTANTS += [
         ),
         (
             "local_linear_memory.py",
-            "gain = attention.gain(relevance * known.precision)",
-            "gain = attention.gain(known.precision)",
+            "gain = attention.gain(relevance * precision)",
+            "gain = attention.gain(precision)",
             "far pixels answer as near ones",
+        ),
+        (
+            "local_linear_memory.py",
+            "precision = torch.where(own, precision, known.confidence)",
+            "precision = known.confidence.expand_as(own)",
+            "a coupled token confirms itself",
+        ),
+        (
+            "local_linear_memory.py",
+            "observed = torch.where(own, observed, known.target)",
+            "observed = torch.where(own, observed, known.state)",
+            "a coupled token forgets what is known of the others",
         ),
         (
             "local_linear_memory.py",
@@ -668,8 +681,11 @@ def plant(mutant: Mutant) -> str:
     return text.replace(mutant.old, mutant.new)
 
 
-def judge(mutant: Mutant | None, part: str) -> tuple[str, float]:
-    """'passed', 'killed by TEST' or 'defect ...': tests/`part` on a copy with the mutant, if any."""
+def judge(mutant: Mutant | None, part: str, tests: tuple[str, ...]) -> tuple[str, float]:
+    """'passed', 'killed by TEST' or 'defect ...': tests/`part` on a copy with the mutant, if any.
+
+    tests: files of it; all where there are none.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Path(folder)
@@ -678,13 +694,12 @@ def judge(mutant: Mutant | None, part: str) -> tuple[str, float]:
         shutil.copytree(ROOT / "tests" / part, copy / "tests" / part, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", copy)
         (copy / "conftest.py").write_text(GUARD, encoding="utf-8")
-        files = sorted((copy / "tests" / part).glob("test_*.py"))
+        folder_of_tests = copy / "tests" / part
+        files = [folder_of_tests / name for name in tests] or sorted(folder_of_tests.glob("test_*.py"))
         if mutant is not None:
             (copy / mutant.path).write_text(plant(mutant), encoding="utf-8")
             # the tests of the mutated file first: most mutants die there
             own = {f"test_{Path(mutant.file).stem}"}
-            if mutant.why.startswith("memory:"):
-                own |= {"test_local_linear"}
             if mutant.file.startswith("kernels/"):
                 own |= {"test_kernels", "test_threads", "test_energies"}
             files.sort(key=lambda path: (path.stem not in own, path.name))
@@ -720,15 +735,16 @@ def main(words: list[str]) -> int:
     if not mutants:
         print(f"no mutant mentions any of {words}")
         return 1
-    for part in dict.fromkeys(mutant.part for mutant in mutants):
-        verdict, seconds = judge(None, part)
-        print(f"unmutated copy, tests/{part}: {verdict} ({seconds:.0f} s)", flush=True)
+    for part, tests in dict.fromkeys((mutant.part, mutant.tests) for mutant in mutants):
+        verdict, seconds = judge(None, part, tests)
+        names = ", ".join(tests) or "all"
+        print(f"unmutated copy, tests/{part}, {names}: {verdict} ({seconds:.0f} s)", flush=True)
         if verdict != "passed":
             return 1
     bad = 0
     with ThreadPoolExecutor(WORKERS) as pool:
         for mutant, (verdict, seconds) in zip(
-            mutants, pool.map(lambda m: judge(m, m.part), mutants), strict=True
+            mutants, pool.map(lambda m: judge(m, m.part, m.tests), mutants), strict=True
         ):
             verdict = "SURVIVED" if verdict == "passed" else verdict
             bad += not verdict.startswith("killed")
