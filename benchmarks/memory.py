@@ -10,6 +10,7 @@ patterns, exponentials and sorting are not counted, and take their time. The rat
 of 1024 x 1024 ones, measured between the images. Memory is the peak of the process, libraries included.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -17,31 +18,53 @@ import time
 import torch
 from measure import gemm, table
 
-from attractor.images import Corrupted, Denoise, Masked, PixelEncoding, Task, load, pixel_mean, to_pixels
+from attractor.images import (
+    Corrupted,
+    Denoise,
+    Masked,
+    PixelEncoding,
+    Task,
+    load,
+    pixel_mean,
+    to_patches,
+    to_pixels,
+)
 from attractor.lab import command
 from attractor.lab.assessment import peak_memory
 from attractor.lab.memory_network import Answers, MemoryNetwork
-from attractor.lab.recollection import Recollection
+from attractor.lab.recollection import Heads, Recollection
 
 COPIES = ["shift 1 diagonal", "rotate 4 8 12", "shear 0.15", "scale 0.92 1.08"]
-MASKED = Recollection(neighbours=1000, reach=2.0, window=128, shrinkage=0.03)
-FINE = Recollection(neighbours=400, reach=1.5, window=96)
-NOISY = Recollection(neighbours=500, reach=4.0, window=160, pull=6.0, common=2, limit=3)
-CASES: dict[str, tuple[Task, int, Recollection]] = {  # task, grain, reading
+MASKED = (
+    Recollection(neighbours=1000, reach=2.0, window=128, shrinkage=0.03),
+    Recollection(neighbours=1000),
+)
+FINE = (Recollection(neighbours=400, reach=1.5, window=96),)
+NOISY = (
+    Recollection(neighbours=500, reach=4.0, window=160, pull=6.0, coupled=True, common=2, limit=3),
+    Recollection(neighbours=2000, inverse_temperature=0.35, relative=False, softening=float("inf")),
+)
+CASES: dict[str, tuple[Task, int, tuple[Recollection, ...]]] = {  # task, grain, heads
     "masked, 4x4": (Masked(patch=4), 2, MASKED),
     "masked, 2x2": (Masked(patch=2), 2, FINE),
     "denoise": (Denoise(0.7), 4, NOISY),
 }
 
 
+def searching(network: MemoryNetwork) -> float:
+    """Floating-point operations of the search for an image: h . m and P . m^2 of all stored images."""
+    return 4.0 * network.patterns.count * network.patterns.components
+
+
 def operations(network: MemoryNetwork, reading: Recollection, corrupted: Corrupted) -> float:
-    """Floating-point operations for an image of the batch, in the mean over it."""
+    """Floating-point operations of a head for an image of the batch, in the mean over it."""
     memory, tokens = network.patterns, network.patterns.tokens
     pixels, dim = memory.components, memory.dim
-    shortlist = network.known(corrupted, reading)
-    asked = tokens if shortlist.asked is None else float(shortlist.asked.sum(1).double().mean())
-    total = 4.0 * memory.count * pixels  # h . m and P . m^2 of all stored images
-    rows = network.compared * memory.copies
+    asked = float(tokens)
+    if corrupted.pixel_mask is not None:
+        hidden = to_patches(corrupted.pixel_mask.expand_as(corrupted.original), patch=network.grain)
+        asked = float(hidden.any(2).sum(1).double().mean())
+    rows, total = network.compared * memory.copies, 0.0
     for t in range(1, reading.limit + 1):
         attention = network.attention(reading, t)
         assert attention.neighbours is not None
@@ -50,6 +73,8 @@ def operations(network: MemoryNetwork, reading: Recollection, corrupted: Corrupt
         k = attention.neighbours
         total += groups * 2 * rows * pixels  # scores
         total += groups * 4 * k * size  # mean and deviations
+        if attention.softening == float("inf"):
+            continue  # no response
         smaller = size if attention.shrinkage else min(k, size)
         total += groups * (2 * k * size * smaller + smaller**3 / 3)
     return total
@@ -66,7 +91,9 @@ def main(arguments: list[str]) -> None:
     mean = pixel_mean(splits.train)
     product = gemm()
     rows = []
-    for name, (task, grain, reading) in CASES.items():
+    for name, (task, grain, readings) in CASES.items():
+        coefficients = math.comb(len(readings) + 3, 3)  # of a readout of degree 3; its values cost nothing
+        heads = Heads(readings, 3, (0.0,) * coefficients)
         encoding = PixelEncoding(1, splits.side, patch=4, mean=mean)
         network = MemoryNetwork(
             encoding, descriptions=COPIES, grain=grain, candidates=500, device=torch.device("cpu")
@@ -79,14 +106,14 @@ def main(arguments: list[str]) -> None:
             pixels = to_pixels(splits.test[start : start + 10])
             corrupted = task.corrupt(pixels, range(start, start + len(pixels)), seed=0)
             begin = time.perf_counter()
-            Answers(network, corrupted).at(reading, reading.limit)
+            Answers(network, corrupted).at(heads, heads.limit)
             middle = time.perf_counter()
             for _ in range(5):
                 product()
             seconds.append((middle - begin) / len(pixels))
             products.append((time.perf_counter() - middle) / 5)
         image, rate = statistics.median(seconds), 2 * 1024**3 / statistics.median(products)
-        count = operations(network, reading, corrupted)
+        count = searching(network) + sum(operations(network, each, corrupted) for each in readings)
         rows.append(
             [
                 name,

@@ -38,11 +38,16 @@ def log_normaliser(scores: Tensor, patterns: Tensor, eta: Tensor) -> Tensor:
     return torch.logsumexp(scores + (patterns @ eta.unsqueeze(-1)).squeeze(-1), -1)
 
 
+def attended_mean(attention: Tensor, patterns: Tensor) -> Tensor:
+    """mu (T, P), for attention (T, K) and patterns (T, K, P)."""
+    return torch.bmm(attention.unsqueeze(1), patterns).squeeze(1)
+
+
 def attended_moments(attention: Tensor, patterns: Tensor) -> tuple[Tensor, Tensor]:
     """mu (T, P) and X (T, K, P), C = X^T X, for attention (T, K) and patterns (T, K, P), overwritten."""
-    mean = torch.bmm(attention.unsqueeze(1), patterns)  # (T, 1, P)
-    deviations = patterns.sub_(mean).mul_(attention.sqrt().unsqueeze(-1))
-    return mean.squeeze(1), deviations
+    mean = attended_mean(attention, patterns)
+    deviations = patterns.sub_(mean.unsqueeze(1)).mul_(attention.sqrt().unsqueeze(-1))
+    return mean, deviations
 
 
 def response(

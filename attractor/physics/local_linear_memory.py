@@ -4,6 +4,7 @@ See `local_linear` for the equations, `pattern_memory` for the search. `dynamics
 an energy: its conditional mean is the map. Nothing is differentiated, and storing is one-shot.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from attractor.physics.local_linear import (
     LocalAttention,
+    attended_mean,
     attended_moments,
     response,
     response_by_components,
@@ -138,6 +140,9 @@ class LocalLinearMemory:
             attended = buffer[: len(part)]
             for out, place, row in zip(attended, places[here], tokens[here], strict=True):
                 memory.take(rows[place], row, out)
+            if attention.softening == math.inf:  # no gain: the mean alone answers
+                answers.append(attended_mean(beta[here], attended)[:, -outputs:])
+                continue
             mean, deviations = attended_moments(beta[here], attended)
             shared = None if prior is None else prior[part[:, :, None], part[:, None]]
             answers.append(
