@@ -90,15 +90,15 @@ def make(
     return System(couplings, x, Evidence(field, precision=3.0), fused, reference)
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("dim", [2, 6, 8, 18])
+# each dimension with each measure, each of them dense and sparse: the interpreter takes seconds for a case
 @pytest.mark.parametrize("measure", MEASURES)
-def check_agrees_with_the_reference(measure: str, dim: int, sparse: bool) -> None:
+@pytest.mark.parametrize(("dim", "dense"), [(2, "Sphere"), (6, "Circles"), (8, "Sphere"), (18, "Circles")])
+def check_agrees_with_the_reference(measure: str, dim: int, dense: str) -> None:
     """Every result, for some of the rows held, with an evidence, at a temperature that is not 1.
 
     Tolerance: psi is fitted to 1e-5 (1 + |psi|) in float32, once for each circle; the rest rounds to 1e-6.
     """
-    system = make(measure, dim, sparse=sparse)
+    system = make(measure, dim, sparse=measure != dense)
     for name in ("posterior", "prior"):
         for ours, exact in system.both(name, evidence=system.evidence):
             torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-5)
@@ -159,9 +159,14 @@ def check_gradient_is_written_to_its_rows(dim: int) -> None:
     assert torch.equal(after[[0, 2, 3]], before[[0, 2, 3]])
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize(
-    ("measure", "dim"), [("Sphere", 3), ("Circles", 4), ("Sphere", 9), ("Circles", 10)]
+    ("measure", "dim", "bad"),
+    [
+        ("Sphere", 3, torch.nan),
+        ("Circles", 4, torch.inf),
+        ("Sphere", 9, torch.inf),
+        ("Circles", 10, torch.nan),
+    ],
 )
 def check_a_bad_image_stays_by_itself(measure: str, dim: int, bad: float) -> None:
     """All other images keep their bits, and the gradient is bad only where there is a source."""
