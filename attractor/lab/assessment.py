@@ -7,7 +7,7 @@ import math
 import resource
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -41,11 +41,24 @@ Choices = dict[str, dict[str, Choice]]  # task -> row of the table -> how to ret
 
 @dataclass(frozen=True)
 class Assessment:
-    """Errors and corruptions of every task, and the retrievals behind them."""
+    """Errors and corruptions of every task, and what is behind them: row -> its network, its retrievals."""
 
     errors: dict[str, TaskErrors]
     batches: dict[str, list[Corrupted]]
     choices: Choices
+    networks: dict[str, Network]
+
+    def choices_of(self, network: Network) -> Choices:
+        """Those of the rows of one network."""
+        return {
+            task: {row: choice for row, choice in rows.items() if self.networks[row] is network}
+            for task, rows in self.choices.items()
+        }
+
+    def instead(self, shared: Network, whole: Network) -> "Assessment":
+        """The same with another network, that holds all rows of the couplings, in the place of one."""
+        networks = {row: whole if found is shared else found for row, found in self.networks.items()}
+        return replace(self, networks=networks)
 
 
 def validation_batch(splits: ImageSplits, task: Task, *, images: int, seed: int) -> Corrupted:
@@ -139,7 +152,7 @@ def _fitted(asked: _Asked) -> dict[str, Reconstructor]:
 
 
 def assess(
-    rows: Mapping[str, tuple[Network, Choices]],
+    rows: Iterable[tuple[Network, Choices]],
     reference_models: Mapping[str, Reconstructor],
     splits: ImageSplits,
     tasks: Mapping[str, Task],
@@ -152,21 +165,21 @@ def assess(
 ) -> Assessment:
     """Evaluate networks, each with its choices, and the references on the same corrupted test images.
 
-    `rows` maps the name of a run to its network; in the result a row is called as in its choices,
-    prefixed with the name and a slash if there are several runs.
+    A row is called as in its choices.
     """
     test = splits.test if images is None else splits.test[:images]
     errors: dict[str, TaskErrors] = {}
     batches: dict[str, list[Corrupted]] = {}
     choices: Choices = {}
+    networks: dict[str, Network] = {}
     for name, task in tasks.items():
         models: dict[str, Reconstructor] = {}
         choices[name] = {}
-        for run, (network, chosen) in rows.items():
+        for network, chosen in rows:
             for row, choice in chosen.get(name, {}).items():
-                key = row if len(rows) == 1 else f"{run}/{row}"
-                models[key] = Recall(network, choice.retrieval)
-                choices[name][key] = choice
+                models[row] = Recall(network, choice.retrieval)
+                choices[name][row] = choice
+                networks[row] = network
         models |= reference_models
         batches[name] = corruptions(task, test, seed=seed, batch_size=batch_size)
         errors[name] = evaluate(
@@ -175,7 +188,23 @@ def assess(
             steps=steps,
             progress=partial(_tell, progress, name),
         )
-    return Assessment(errors, batches, choices)
+    return Assessment(errors, batches, choices, networks)
+
+
+def together(parts: Iterable[Choices]) -> Choices:
+    """The rows of all parts, task by task."""
+    found: Choices = {}
+    for part in parts:
+        for task, rows in part.items():
+            found.setdefault(task, {}).update(rows)
+    return found
+
+
+def of_run(run: str, choices: Choices) -> Choices:
+    """The rows of one of several runs, prefixed with its name and a slash."""
+    return {
+        task: {f"{run}/{row}": choice for row, choice in rows.items()} for task, rows in choices.items()
+    }
 
 
 def _tell(progress: Callable[[str], Any], task: str, model: str) -> None:
@@ -242,7 +271,7 @@ def run_results(
         },
         "pseudo_likelihood": likelihood,
         "validation": {"score": score},
-        "selection": choices_to_json(assessment.choices),
+        "selection": choices_to_json(assessment.choices_of(network)),
         "tasks": task_results(assessment),
     }
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class TrainedModel:
     config: Config
     network: Network
     choices: Choices
+    beside: Choices  # how the models beside its own are read, see `lab.beside`
     results: dict[str, Any]
     step: int  # of the checkpoint
     images: str  # SHA-256 of those it was trained, validated and tested on
@@ -113,6 +114,7 @@ def load_run(
         if "theory" in results:
             raise ConfigError(f"{folder} holds a study, {results['theory']}, and no trained network")
         choices = choices_from_json(results["selection"])
+        beside = choices_from_json(results.get("beside", {}).get("selection", {}))  # earlier runs have none
         step = int(results["cost"]["selected_step"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'results.json'} is damaged: {error}") from error
@@ -133,7 +135,7 @@ def load_run(
             )
         refill(network, found.weights["stored"], splits)
     checkpoints.fill(network.weights, found, folder)
-    return TrainedModel(folder, config, network, choices, results, step, manifest.data)
+    return TrainedModel(folder, config, network, choices, beside, results, step, manifest.data)
 
 
 def _unfinished(folder: Path) -> str:
@@ -224,7 +226,7 @@ def _short(digest: str) -> str:
 def enough_steps(runs: Sequence[TrainedModel], steps: int) -> None:
     """Refuse to stop before a t that a run chose on validation images."""
     for run in runs:
-        for task, rows in run.choices.items():
+        for task, rows in chain(run.choices.items(), run.beside.items()):
             for row, choice in rows.items():
                 if (choice.retrieval.steps or 1) > steps:
                     raise ConfigError(
