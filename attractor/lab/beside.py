@@ -12,11 +12,12 @@ from functools import lru_cache
 from typing import Any
 
 from attractor.images import ImageSplits, Task, pixel_mean
+from attractor.images.symmetries import copies
 from attractor.lab.assessment import Choices, choices_to_json, choose_retrievals, together
 from attractor.lab.build import build_network, refuse_memory
 from attractor.lab.build_rule import build_rule
 from attractor.lab.config import BesideConfig, Config, DeviceName, Objective
-from attractor.lab.errors import ConfigError, called
+from attractor.lab.errors import ConfigError, called, configuring
 from attractor.lab.network import Network
 from attractor.lab.report import title
 from attractor.lab.rule_config import StoreConfig
@@ -69,10 +70,11 @@ def possible(config: Config, splits: ImageSplits) -> tuple[dict[str, Config], li
     """
     rows, reasons = {}, []
     for name, alone in configurations(config).items():
-        with called(names_of(name)):
-            build_network(alone.model, pixel_mean(splits.train), seed=alone.seed, device=alone.device)
+        with called(names_of(name)), configuring():
+            copies(getattr(alone.model, "copies", []), side=splits.side)
         try:
             with called(names_of(name)):
+                build_network(alone.model, pixel_mean(splits.train), seed=alone.seed, device=alone.device)
                 refuse_memory(alone.model, splits)
         except ConfigError as error:
             reasons.append(f"the table has no row of {title(alone.model.name)}: {error}")
