@@ -232,7 +232,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             steps=done,
             selected_step=stopping.best_step,
             score=assessment.score(choices) if isinstance(rule, CHOSEN_BY) else stopping.best_score,
-        ) | {"beside": beside.to_json(rows)}
+        ) | {"beside": beside.to_json(rows) | {"settings": settings["beside"]}}
         value = measured(results, config.objective)
         if not processes.first:
             return value

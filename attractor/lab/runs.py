@@ -114,13 +114,15 @@ def load_run(
         if "theory" in results:
             raise ConfigError(f"{folder} holds a study, {results['theory']}, and no trained network")
         choices = choices_from_json(results["selection"])
-        beside = choices_from_json(results.get("beside", {}).get("selection", {}))  # earlier runs have none
+        others = results.get("beside", {})  # which earlier runs have not
+        beside = choices_from_json(others.get("selection", {}))
         step = int(results["cost"]["selected_step"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'results.json'} is damaged: {error}") from error
     stored = folder / "checkpoints"
     manifest = checkpoints.load(stored, step=step, rows=range(0))
-    config = config_from(manifest.config)
+    # what stood beside the run when it ended, which may have gone on with others than it had at this step
+    config = config_from(manifest.config | {"beside": others.get("settings", {})})
     network = build_network(
         config.model, manifest.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
     )

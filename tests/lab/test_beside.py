@@ -1,6 +1,7 @@
 """A memory and slots as further rows of a table: what they are, where they stand, what they leave alone."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from attractor.images import ImageSplits, pixel_mean
 from attractor.lab import beside, report
 from attractor.lab.assessment import Assessment
 from attractor.lab.build import build_data, build_network, build_tasks
+from attractor.lab.config import BesideConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.fields import differences, leaves
 from attractor.lab.folder import RunFolder
@@ -79,7 +81,7 @@ def test_the_run_itself_is_left_as_it_is(
         assert chosen(mine, task) == chosen(results, task)
         assert models[ROWS[0]]["best"]["mse"] < chosen(mine, task)["test"]
         assert set(models) - set(values["models"]) == set(ROWS)
-    assert results["beside"] == {"seconds": {}, "selection": {}}
+    assert results["beside"]["seconds"] == results["beside"]["selection"] == {}
     assert load_run(beside_run.path).choices.keys() == load_run(plain.path).choices.keys()
 
 
@@ -281,6 +283,21 @@ def test_the_switch_makes_no_other_run(make_raw: Callable[..., Any]) -> None:
     )
     assert with_rows != without
     assert differences(with_rows, without) == {}
+
+
+def test_a_run_that_went_on_with_other_rows_is_loaded_with_them(beside_run: Any, tmp_path: Path) -> None:
+    """The checkpoint that is loaded may be older than the rows: what was said at the end counts."""
+    folder = Path(shutil.copytree(beside_run.path, tmp_path / "run"))
+    results = json.loads((folder / "results.json").read_text())
+    assert load_run(folder).config.beside == beside_run.config.beside
+    results["beside"]["settings"]["slots"]["slots"] = 7
+    (folder / "results.json").write_text(json.dumps(results))
+    loaded = load_run(folder).config.beside
+    assert loaded.slots is not None
+    assert loaded.slots.slots == 7
+    del results["beside"]  # as of a run before there were such rows
+    (folder / "results.json").write_text(json.dumps(results))
+    assert (load_run(folder).config.beside, load_run(folder).beside) == (BesideConfig(), {})
 
 
 def test_a_network_in_the_place_of_another_keeps_the_other_rows(
