@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from attractor.lab import assessment, beside, page, report
 from attractor.lab.build import build_data, build_tasks
+from attractor.lab.choices import choices_to_json, of_run, together
 from attractor.lab.config import CompareConfig, register
 from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.entry import launch
@@ -57,10 +58,7 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
     names = report.short_names([run.folder for run in runs])
     pairs = [(run.network, run.choices) for run in runs]
     if len(runs) > 1:
-        pairs = [
-            (run.network, assessment.of_run(name, run.choices))
-            for name, run in zip(names, runs, strict=True)
-        ]
+        pairs = [(run.network, of_run(name, run.choices)) for name, run in zip(names, runs, strict=True)]
     tasks = build_tasks(learned, patch=first.config.model.patch, side=splits.side)
     tracker = Tracker(
         config.wandb,
@@ -99,7 +97,7 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
             "data": splits.name,
             "patch": first.config.model.patch,
             "runs": {name: str(run.folder) for name, run in zip(names, runs, strict=True)},
-            "selection": assessment.choices_to_json(assessment.together(chosen for _, chosen in pairs)),
+            "selection": choices_to_json(together(chosen for _, chosen in pairs)),
             "beside": beside.to_json(rows),
             "tasks": assessment.task_results(outcome),
         }

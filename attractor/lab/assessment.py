@@ -14,29 +14,24 @@ from typing import Any
 from attractor.baselines import DenseMemory, LinearRegression, TrainingMean
 from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Task, to_pixels
 from attractor.lab.build import build_candidates
+from attractor.lab.choices import Choices, choices_to_json
 from attractor.lab.config import REFERENCES, Config, LocalLinearMemoryConfig, SlotsConfig
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, summarise
 from attractor.lab.memory_network import MemoryNetwork
 from attractor.lab.network import (
     AttractorNetwork,
     Network,
-    Reading,
     Recall,
-    Retrieval,
     log_pseudo_likelihood,
 )
-from attractor.lab.recollection import Heads, Recollection
 from attractor.lab.recollection_choice import choose_recollection
-from attractor.lab.selection import Choice, choose
+from attractor.lab.selection import choose
 from attractor.lab.slot_choice import choose_slot_reading
-from attractor.lab.slot_network import SlotNetwork, SlotReading
-from attractor.lab.transformers import Passes
+from attractor.lab.slot_network import SlotNetwork
 
 SCHEMA = 1
 # validation images are corrupted with other draws than test images
 _VALIDATION_SEED = 1_000_003
-
-Choices = dict[str, dict[str, Choice]]  # task -> row of the table -> how to retrieve
 
 
 @dataclass(frozen=True)
@@ -191,22 +186,6 @@ def assess(
     return Assessment(errors, batches, choices, networks)
 
 
-def together(parts: Iterable[Choices]) -> Choices:
-    """The rows of all parts, task by task."""
-    found: Choices = {}
-    for part in parts:
-        for task, rows in part.items():
-            found.setdefault(task, {}).update(rows)
-    return found
-
-
-def of_run(run: str, choices: Choices) -> Choices:
-    """The rows of one of several runs, prefixed with its name and a slash."""
-    return {
-        task: {f"{run}/{row}": choice for row, choice in rows.items()} for task, rows in choices.items()
-    }
-
-
 def _tell(progress: Callable[[str], Any], task: str, model: str) -> None:
     progress(f"{task}, {model}")
 
@@ -279,37 +258,3 @@ def run_results(
 def peak_memory() -> float:
     """The most memory this process has held, MB, libraries and earlier jobs of a sweep included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kibibytes on Linux
-
-
-def choices_to_json(choices: Choices) -> dict[str, Any]:
-    """Plain values, for results.json."""
-    return {
-        task: {
-            row: choice.retrieval.to_json() | {"validation_mse": choice.error}
-            for row, choice in rows.items()
-        }
-        for task, rows in choices.items()
-    }
-
-
-def choices_from_json(values: dict[str, Any]) -> Choices:
-    """The inverse of `choices_to_json`."""
-    return {
-        task: {
-            row: Choice(
-                _reading({k: v for k, v in entry.items() if k != "validation_mse"}), entry["validation_mse"]
-            )
-            for row, entry in rows.items()
-        }
-        for task, rows in values.items()
-    }
-
-
-def _reading(values: dict[str, Any]) -> Reading:
-    if "neighbours" in values:
-        return Recollection.from_json(values)
-    if "readings" in values:
-        return Heads.from_json(values)
-    if "candidates" in values:
-        return SlotReading.from_json(values)
-    return Retrieval.from_json(values) if "map" in values else Passes(**values)

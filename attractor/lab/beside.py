@@ -13,9 +13,10 @@ from typing import Any
 
 from attractor.images import ImageSplits, Task, pixel_mean
 from attractor.images.symmetries import copies
-from attractor.lab.assessment import Choices, choices_to_json, choose_retrievals, together
+from attractor.lab.assessment import choose_retrievals
 from attractor.lab.build import build_network, refuse_memory
 from attractor.lab.build_rule import build_rule
+from attractor.lab.choices import Choices, choices_to_json, together
 from attractor.lab.config import BesideConfig, Config, DeviceName, Objective
 from attractor.lab.errors import ConfigError, called, configuring
 from attractor.lab.network import Network

@@ -75,11 +75,12 @@ def error_curves(tasks: dict[str, Any], folder: Path) -> Path:
 
 
 def legend_below(figure: FigureBase, panels: Iterable[Axes]) -> None:
-    """One legend for all panels, each label once."""
+    """One legend for all panels, each label once, as it is drawn first."""
     entries: dict[str, Artist] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
+        for handle, label in zip(handles, labels, strict=True):
+            entries.setdefault(label, handle)
     figure.legend(list(entries.values()), list(entries), frameon=False, ncols=4, loc="outside lower center")
 
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from attractor.lab import report
-from attractor.lab.assessment import choices_from_json, together
+from attractor.lab.choices import choices_from_json, together
 from attractor.lab.config import REFERENCES
 from attractor.lab.examples import Trajectories, Trajectory, times
 from attractor.lab.folder import RunFolder

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attractor.images import Corrupted, ImageSplits, check_images, token_mask_to_pixels
 from attractor.lab import checkpoints
-from attractor.lab.assessment import Choices, choices_from_json
 from attractor.lab.build import build_data, build_network
+from attractor.lab.choices import Choices, choices_from_json
 from attractor.lab.config import (
     MODEL_SCHEMAS,
     Config,
