@@ -14,8 +14,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from attractor.lab import assessment, page, report
+from attractor.lab import assessment, beside, page, report
 from attractor.lab.build import build_data, build_tasks
+from attractor.lab.choices import choices_to_json, of_run, together
 from attractor.lab.config import CompareConfig, register
 from attractor.lab.distributed import Processes, refuse_draws
 from attractor.lab.entry import launch
@@ -55,6 +56,9 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         splits = build_data(data)
     same_images(runs, splits)
     names = report.short_names([run.folder for run in runs])
+    pairs = [(run.network, run.choices) for run in runs]
+    if len(runs) > 1:
+        pairs = [(run.network, of_run(name, run.choices)) for name, run in zip(names, runs, strict=True)]
     tasks = build_tasks(learned, patch=first.config.model.patch, side=splits.side)
     tracker = Tracker(
         config.wandb,
@@ -68,13 +72,15 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
     with folder.job(), processes.last_words(), tracker:
         plain = {"bar_format": "{desc}  {elapsed}  {postfix}", "disable": folder.silent}
         with tqdm(desc="evaluating", **plain) as bar:
-            references = {}
+            references, rows = {}, []
             if processes.first:
                 references = assessment.references(
                     splits, tasks.values(), validation_images=len(splits.validation), seed=config.seed
                 )
+                bar.set_postfix_str("models beside see the training images")
+                rows = beside.again(runs, splits, tasks, device=config.device)
             outcome = assessment.assess(
-                {name: (run.network, run.choices) for name, run in zip(names, runs, strict=True)},
+                [*pairs, *((row.network, row.choices) for row in rows)],
                 references,
                 splits,
                 tasks,
@@ -91,7 +97,8 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
             "data": splits.name,
             "patch": first.config.model.patch,
             "runs": {name: str(run.folder) for name, run in zip(names, runs, strict=True)},
-            "selection": assessment.choices_to_json(outcome.choices),
+            "selection": choices_to_json(together(chosen for _, chosen in pairs)),
+            "beside": beside.to_json(rows),
             "tasks": assessment.task_results(outcome),
         }
         folder.write_json("results.json", results)
@@ -108,14 +115,14 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         folder.say(report.comparisons(results["tasks"]))
         if config.figures:
             if processes.count > 1:  # the states are those of all rows, which one process has to hold
-                runs = [load_run(run, **placed) for run in config.runs]
-            networks = {name: run.network for name, run in zip(names, runs, strict=True)}
+                for run in runs:
+                    outcome = outcome.instead(run.network, load_run(run.folder, **placed).network)
             page.write(
                 folder,
                 results,
                 heading=f"{len(runs)} runs on {splits.name}: {scale}",
                 figures=drawn,
-                trajectories=watch(networks, outcome, steps=config.steps),
+                trajectories=watch(outcome, steps=config.steps),
             )
     tracked = {"sync": tracker.sync_command, "url": tracker.url}
     print(report.closing(folder.path, figures=config.figures, **tracked))

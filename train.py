@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from attractor.images import pixel_mean
-from attractor.lab import assessment, checkpoints, diagnostics, page, report
+from attractor.lab import assessment, beside, checkpoints, diagnostics, page, report
 from attractor.lab.build import (
     build_candidates,
     build_data,
@@ -72,6 +72,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
     rule = build_rule(config.rule, network, tasks, seed=config.seed)
     refuse_memory(config.model, splits)
+    asked, left_out = beside.possible(config, splits)
     # the first inertia is enough to tell couplings apart while they are trained
     candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
@@ -97,6 +98,8 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
 
     with folder.job(), processes.last_words(), tracker, folder.metrics(done=done) as metrics:
         folder.say(report.header(config, splits, network))
+        for reason in left_out:
+            folder.say(f"warning: {reason}")
         if folder.resumed:
             for warning in start.warnings:
                 folder.say(f"warning: {warning}")
@@ -194,6 +197,10 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 config, network, splits, tasks, progress=bar.set_postfix_str
             )
         choose_seconds, peak_memory = time.perf_counter() - choosing, assessment.peak_memory()
+        rows = []
+        if asked and processes.first:
+            with tqdm(desc="choosing for models beside", **plain) as bar:
+                rows = beside.choose(asked, splits, tasks, progress=bar.set_postfix_str)
         with tqdm(desc="evaluating", **plain) as bar:
             references = {}
             if processes.first:
@@ -204,7 +211,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                     seed=config.eval.seed,
                 )
             outcome = assessment.assess(
-                {config.model.name: (network, choices)},
+                [(network, choices), *((row.network, row.choices) for row in rows)],
                 references,
                 splits,
                 tasks,
@@ -225,7 +232,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             steps=done,
             selected_step=stopping.best_step,
             score=assessment.score(choices) if isinstance(rule, CHOSEN_BY) else stopping.best_score,
-        )
+        ) | {"beside": beside.to_json(rows) | {"settings": settings["beside"]}}
         value = measured(results, config.objective)
         if not processes.first:
             return value
@@ -233,10 +240,11 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         tracker.results(results, objective=value)
         if config.figures:
             if processes.count > 1:  # figures are drawn by one process, from all rows
-                network = build_network(config.model, mean, **placed)
+                whole = build_network(config.model, mean, **placed)
                 best = checkpoints.load(folder.checkpoints, step=stopping.best_step)
-                checkpoints.fill(network.weights, best, folder.path)
-            trajectories = watch({config.model.name: network}, outcome, steps=config.eval.steps)
+                checkpoints.fill(whole.weights, best, folder.path)
+                network, outcome = whole, outcome.instead(network, whole)
+            trajectories = watch(outcome, steps=config.eval.steps)
             from attractor.lab.drawing import draw_run  # matplotlib takes a second to import
 
             drawn = draw_run(

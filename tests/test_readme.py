@@ -54,7 +54,7 @@ def small(command: str, *, first: bool) -> list[str]:
     if script == "python":
         return arguments
     if script == "train.py":
-        overrides = SMALL if first else [*SMALL, "figures=false", "wandb=disabled"]
+        overrides = SMALL if first else [*SMALL, "beside=none", "figures=false", "wandb=disabled"]
         arguments = [word for word in arguments if not word.startswith("train.steps=")]
         given = " ".join(arguments)  # wandb is given where wandb.project is
         arguments += [word for word in overrides if word.split("=")[0] not in given]

@@ -7,45 +7,53 @@ import math
 import resource
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
 from attractor.baselines import DenseMemory, LinearRegression, TrainingMean
 from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Task, to_pixels
 from attractor.lab.build import build_candidates
+from attractor.lab.choices import Choices, choices_to_json
 from attractor.lab.config import REFERENCES, Config, LocalLinearMemoryConfig, SlotsConfig
 from attractor.lab.evaluation import TaskErrors, corruptions, evaluate, summarise
 from attractor.lab.memory_network import MemoryNetwork
 from attractor.lab.network import (
     AttractorNetwork,
     Network,
-    Reading,
     Recall,
-    Retrieval,
     log_pseudo_likelihood,
 )
-from attractor.lab.recollection import Heads, Recollection
 from attractor.lab.recollection_choice import choose_recollection
-from attractor.lab.selection import Choice, choose
+from attractor.lab.selection import choose
 from attractor.lab.slot_choice import choose_slot_reading
-from attractor.lab.slot_network import SlotNetwork, SlotReading
-from attractor.lab.transformers import Passes
+from attractor.lab.slot_network import SlotNetwork
 
 SCHEMA = 1
 # validation images are corrupted with other draws than test images
 _VALIDATION_SEED = 1_000_003
 
-Choices = dict[str, dict[str, Choice]]  # task -> row of the table -> how to retrieve
-
 
 @dataclass(frozen=True)
 class Assessment:
-    """Errors and corruptions of every task, and the retrievals behind them."""
+    """Errors and corruptions of every task, and what is behind them: row -> its network, its retrievals."""
 
     errors: dict[str, TaskErrors]
     batches: dict[str, list[Corrupted]]
     choices: Choices
+    networks: dict[str, Network]
+
+    def choices_of(self, network: Network) -> Choices:
+        """Those of the rows of one network."""
+        return {
+            task: {row: choice for row, choice in rows.items() if self.networks[row] is network}
+            for task, rows in self.choices.items()
+        }
+
+    def instead(self, shared: Network, whole: Network) -> "Assessment":
+        """The same with another network, that holds all rows of the couplings, in the place of one."""
+        networks = {row: whole if found is shared else found for row, found in self.networks.items()}
+        return replace(self, networks=networks)
 
 
 def validation_batch(splits: ImageSplits, task: Task, *, images: int, seed: int) -> Corrupted:
@@ -139,7 +147,7 @@ def _fitted(asked: _Asked) -> dict[str, Reconstructor]:
 
 
 def assess(
-    rows: Mapping[str, tuple[Network, Choices]],
+    rows: Iterable[tuple[Network, Choices]],
     reference_models: Mapping[str, Reconstructor],
     splits: ImageSplits,
     tasks: Mapping[str, Task],
@@ -152,21 +160,21 @@ def assess(
 ) -> Assessment:
     """Evaluate networks, each with its choices, and the references on the same corrupted test images.
 
-    `rows` maps the name of a run to its network; in the result a row is called as in its choices,
-    prefixed with the name and a slash if there are several runs.
+    A row is called as in its choices.
     """
     test = splits.test if images is None else splits.test[:images]
     errors: dict[str, TaskErrors] = {}
     batches: dict[str, list[Corrupted]] = {}
     choices: Choices = {}
+    networks: dict[str, Network] = {}
     for name, task in tasks.items():
         models: dict[str, Reconstructor] = {}
         choices[name] = {}
-        for run, (network, chosen) in rows.items():
+        for network, chosen in rows:
             for row, choice in chosen.get(name, {}).items():
-                key = row if len(rows) == 1 else f"{run}/{row}"
-                models[key] = Recall(network, choice.retrieval)
-                choices[name][key] = choice
+                models[row] = Recall(network, choice.retrieval)
+                choices[name][row] = choice
+                networks[row] = network
         models |= reference_models
         batches[name] = corruptions(task, test, seed=seed, batch_size=batch_size)
         errors[name] = evaluate(
@@ -175,7 +183,7 @@ def assess(
             steps=steps,
             progress=partial(_tell, progress, name),
         )
-    return Assessment(errors, batches, choices)
+    return Assessment(errors, batches, choices, networks)
 
 
 def _tell(progress: Callable[[str], Any], task: str, model: str) -> None:
@@ -242,7 +250,7 @@ def run_results(
         },
         "pseudo_likelihood": likelihood,
         "validation": {"score": score},
-        "selection": choices_to_json(assessment.choices),
+        "selection": choices_to_json(assessment.choices_of(network)),
         "tasks": task_results(assessment),
     }
 
@@ -250,37 +258,3 @@ def run_results(
 def peak_memory() -> float:
     """The most memory this process has held, MB, libraries and earlier jobs of a sweep included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kibibytes on Linux
-
-
-def choices_to_json(choices: Choices) -> dict[str, Any]:
-    """Plain values, for results.json."""
-    return {
-        task: {
-            row: choice.retrieval.to_json() | {"validation_mse": choice.error}
-            for row, choice in rows.items()
-        }
-        for task, rows in choices.items()
-    }
-
-
-def choices_from_json(values: dict[str, Any]) -> Choices:
-    """The inverse of `choices_to_json`."""
-    return {
-        task: {
-            row: Choice(
-                _reading({k: v for k, v in entry.items() if k != "validation_mse"}), entry["validation_mse"]
-            )
-            for row, entry in rows.items()
-        }
-        for task, rows in values.items()
-    }
-
-
-def _reading(values: dict[str, Any]) -> Reading:
-    if "neighbours" in values:
-        return Recollection.from_json(values)
-    if "readings" in values:
-        return Heads.from_json(values)
-    if "candidates" in values:
-        return SlotReading.from_json(values)
-    return Retrieval.from_json(values) if "map" in values else Passes(**values)

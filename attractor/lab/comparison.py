@@ -18,7 +18,7 @@ from attractor.lab.build import build_tasks
 from attractor.lab.config import REFERENCES
 from attractor.lab.evaluation import corruptions, evaluate
 from attractor.lab.network import Recall
-from attractor.lab.report import TASK_WORDS, deviation, title, with_deviation
+from attractor.lab.report import TASK_WORDS, deviation, in_order, title, with_deviation
 from attractor.lab.runs import TrainedModel, same_data
 
 BATCH = 256  # images at a time
@@ -179,9 +179,7 @@ def _variances(pixels: Tensor, batch: Corrupted, patch: int) -> Tensor:
 
 def table(comparison: Comparison) -> str:
     """A Markdown table: mean ± standard deviation over seeds, learned models first, the best one bold."""
-    names = list(dict.fromkeys(name for rows in comparison.rows.values() for name in rows))
-    bases = [name.partition("+")[0] for name in names]
-    names.sort(key=lambda name: (name in REFERENCES, bases.index(name.partition("+")[0])))
+    names = in_order(name for rows in comparison.rows.values() for name in rows)
     best = {task: min(rows, key=lambda name: rows[name].mean) for task, rows in comparison.rows.items()}
     lines = ["| model | " + " | ".join(TASK_WORDS[task] for task in comparison.rows) + " |"]
     lines.append("|---" * (1 + len(comparison.rows)) + "|")

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from attractor.lab.errors import ConfigError
-from attractor.lab.rule_config import RULE_SCHEMAS, RuleConfig
+from attractor.lab.rule_config import RULE_SCHEMAS, ClosedFormConfig, RuleConfig
 from attractor.lab.studies.config import THEORY_SCHEMAS, TheoryConfig
 from attractor.physics import Backend
 
@@ -146,6 +146,16 @@ class SlotsConfig(ModelConfig):
 
 
 @dataclass
+class BesideConfig:
+    """Models without a training loop as further rows of the table, see `lab.beside`; null: no such row."""
+
+    memory: LocalLinearMemoryConfig | None = None
+    slots: SlotsConfig | None = None
+    rule: ClosedFormConfig | None = None  # of slots
+    validation_images: int = 100  # by which it is chosen how they are read
+
+
+@dataclass
 class DataConfig:
     name: str = MISSING
     root: str = "data"  # torchvision root, or the file of npz
@@ -214,6 +224,7 @@ class WandbConfig:
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
+    beside: BesideConfig = field(default_factory=BesideConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     theory: TheoryConfig = field(default_factory=TheoryConfig)  # a study in place of a training

@@ -32,24 +32,28 @@ def draw_run(
         "error_curves": figures.error_curves(results["tasks"], folder),
         "training": figures.training_curves(metrics, folder, selected=results["cost"]["selected_step"]),
     }
-    for task, rows in trajectories.items():
+    for task, shown in trajectories.items():
         errors = results["tasks"][task]["models"]
         reference = min((errors[name]["mse"][0], name) for name in REFERENCES)[1]  # the best one
-        for row, trajectory in rows.items():
+        own = assessment.choices_of(network)[task]
+        others = [(title(row), found) for row, found in shown.items() if row not in own]
+        for row in own:
+            trajectory = shown[row]
             name = f"grid_{task}" + row.removeprefix(config.model.name).replace("+", "_")
             drawn[name] = portraits.retrieval_grid(
                 trajectory,
                 (title(reference), reference_models[reference]),
                 folder,
+                others=others,
                 name=name,
                 heading=f"{title(row)}: {trajectory.retrieval.describe()}",
             )
-        drawn[f"trajectory_{task}"] = portraits.trajectory_gif(rows[config.model.name], folder)
+        drawn[f"trajectory_{task}"] = portraits.trajectory_gif(shown[config.model.name], folder)
     if not isinstance(network, AttractorNetwork):
         return drawn  # the rest is about couplings and their states
     last = list(tasks)[-1]
     curves = {}
-    for row, choice in assessment.choices[last].items():
+    for row, choice in assessment.choices_of(network)[last].items():
         assert isinstance(choice.retrieval, Retrieval)
         curves[row] = {
             name: overlaps(

@@ -1,6 +1,7 @@
 """What can go wrong in a run, and the exit code that each ends with."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from attractor.images import DataError
@@ -44,6 +45,18 @@ EXIT_CODES: dict[type[BaseException], int] = {
 def exit_code(error: BaseException) -> int:
     """The exit code of an error; 1 for anything unexpected."""
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+@contextmanager
+def called(names: Mapping[str, str]) -> Iterator[None]:
+    """In a ConfigError of the body fields get other names: what one begins with -> what is said instead."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        for name, other in names.items():
+            text = re.sub(rf"(?<![\w.]){re.escape(name)}", other, text)
+        raise ConfigError(text) from error
 
 
 @contextmanager

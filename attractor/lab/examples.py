@@ -1,6 +1,5 @@
 """Example images of the tasks, and how their states move: what grids, animations and the page show."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from attractor.images import Corrupted
 from attractor.lab.assessment import Assessment
-from attractor.lab.network import Network, Reading, Recall
+from attractor.lab.network import Reading, Recall
 
 EXAMPLES = 8
 
@@ -34,29 +33,29 @@ class Trajectory:
         return self.retrieval.steps or 1
 
     def shown(self, t: int) -> Tensor:
-        """The state at t, the visible pixels of a masked image put back; the corrupted image at t = 0."""
-        return visible(self.predictions[t - 1], self.images) if t else seen(self.images)
+        """The state at t, the visible pixels of a masked image put back; the corrupted image at t = 0.
+
+        After T it stays as it was then.
+        """
+        return visible(self.predictions[min(t, self.steps) - 1], self.images) if t else seen(self.images)
 
     def error(self, t: int) -> Tensor:
         """Squared error of each image at t, (B,), as it is evaluated."""
-        return self.images.squared_error(self.predictions[t - 1] if t else self.images.corrupted)
+        state = self.predictions[min(t, self.steps) - 1] if t else self.images.corrupted
+        return self.images.squared_error(state)
 
 
 Trajectories = dict[str, dict[str, Trajectory]]  # task -> row of the table -> its examples
 
 
-def watch(networks: Mapping[str, Network], assessment: Assessment, *, steps: int) -> Trajectories:
-    """The first test images of every task, iterated as every row of the table is.
-
-    networks: run -> its network, whose rows are called run/row if there are several, as in `assess`.
-    """
+def watch(assessment: Assessment, *, steps: int) -> Trajectories:
+    """The first test images of every task, iterated as every row of the table is."""
     trajectories: Trajectories = {}
     for task, rows in assessment.choices.items():
         few = first_images(assessment.batches[task][0], EXAMPLES)
         trajectories[task] = {}
         for row, choice in rows.items():
-            run = row.rpartition("/")[0] if len(networks) > 1 else next(iter(networks))
-            states = Recall(networks[run], choice.retrieval).reconstruct(few)
+            states = Recall(assessment.networks[row], choice.retrieval).reconstruct(few)
             trajectories[task][row] = Trajectory(few, list(islice(states, steps)), choice.retrieval)
     return trajectories
 

@@ -11,6 +11,7 @@ FREE = (
     "device",
     "backend",
     "threads",
+    "beside",
     "figures",
     "wandb",
     "objective",

@@ -5,6 +5,7 @@ Pictures of the network itself are in `portraits`.
 """
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def error_curves(tasks: dict[str, Any], folder: Path) -> Path:
 
     A colour for each run, dashed with evidence. The circle is the t chosen on validation images. The bands
     of one run are the standard deviation over test images, which is no measure of how well models differ:
-    that is the paired standard error in results.json.
+    that is the paired standard error in results.json. A model of one shot is a line.
     """
     models = [name for values in tasks.values() for name in values["models"] if name not in REFERENCES]
     runs = list(dict.fromkeys(name.partition("+")[0] for name in models))
@@ -67,22 +68,25 @@ def error_curves(tasks: dict[str, Any], folder: Path) -> Path:
         figure = Figure(figsize=(PAGE if len(tasks) > 1 else COLUMN, 2.9), layout="constrained")
         panels = figure.subplots(1, len(tasks), squeeze=False)[0]
         for axes, (task, values) in zip(panels, tasks.items(), strict=True):
-            _error_panel(axes, values, colours)
+            _error_panel(axes, values, colours, banded=runs[0] if "/" not in runs[0] else None)
             axes.set_title(f"{TASK_WORDS[task]}, {values['images']:,} test images")
         legend_below(figure, panels)
         return save(figure, folder, "error_curves")
 
 
 def legend_below(figure: FigureBase, panels: Iterable[Axes]) -> None:
-    """One legend for all panels, each label once."""
+    """One legend for all panels, each label once, as it is drawn first."""
     entries: dict[str, Artist] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
+        for handle, label in zip(handles, labels, strict=True):
+            entries.setdefault(label, handle)
     figure.legend(list(entries.values()), list(entries), frameon=False, ncols=4, loc="outside lower center")
 
 
-def _error_panel(axes: Axes, values: dict[str, Any], colours: dict[str, str]) -> None:
+def _error_panel(
+    axes: Axes, values: dict[str, Any], colours: dict[str, str], *, banded: str | None
+) -> None:
     top = 0.0
     for name, entry in values["models"].items():
         if name in REFERENCES:
@@ -91,9 +95,12 @@ def _error_panel(axes: Axes, values: dict[str, Any], colours: dict[str, str]) ->
         t = np.arange(1, len(mean) + 1)
         run, _, variant = name.partition("+")
         colour = colours[run]
-        axes.plot(t, mean, color=colour, linestyle="--" if variant else "-", label=title(name))
         top = max(top, float(mean.max()))
-        if len(colours) == 1:
+        if len(mean) == 1:
+            axes.axhline(mean[0], color=colour, label=title(name), zorder=1)
+            continue
+        axes.plot(t, mean, color=colour, linestyle="--" if variant else "-", label=title(name))
+        if run == banded:
             band = "standard deviation over images"
             style: Any = {"facecolor": colour, "alpha": 0.12, "linewidth": 0}
             axes.fill_between(t, mean - std, mean + std, label=band, **style)
@@ -179,7 +186,8 @@ def image_grid(columns: Sequence[tuple[str, Tensor]], folder: Path, name: str, *
         figure.suptitle(heading, fontsize=8)
         cells = figure.subplots(rows, len(columns), squeeze=False)
         for column, (text, pixels) in enumerate(columns):
-            cells[0, column].set_title(text, fontsize=7)
+            # as wide as an image
+            cells[0, column].set_title(textwrap.fill(text, 14) if "$" not in text else text, fontsize=7)
             for row, image in enumerate(pixels):
                 show(cells[row, column], image)
         return save(figure, folder, name)

@@ -21,6 +21,7 @@ SWEEP_FILE = "sweep.json"  # what a sweep was going to do
 NOT_STARTED, RUNNING, INTERRUPTED, DONE, FAILED = "not started", "running", "interrupted", "done", "failed"
 # These cannot change a number, and make no row of their own.
 _HIDDEN = (
+    "beside",
     "data.download",
     "figures",
     "objective",

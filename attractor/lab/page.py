@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from attractor.lab import report
-from attractor.lab.assessment import choices_from_json
+from attractor.lab.choices import choices_from_json, together
 from attractor.lab.config import REFERENCES
 from attractor.lab.examples import Trajectories, Trajectory, times
 from attractor.lab.folder import RunFolder
@@ -92,7 +92,7 @@ def render(
         warnings=report.warnings(results["tasks"]),
         runs=results.get("runs", {}),
         cost=_cost(results),
-        choices=choices_from_json(results["selection"]),
+        choices=together(choices_from_json(part["selection"]) for part in (results, results["beside"])),
         scenes=scenes(results["tasks"], trajectories),
         curves=[picture for picture in pictures if not picture["name"].startswith("grid_")],
         grids=[picture for picture in pictures if picture["name"].startswith("grid_")],
@@ -103,16 +103,18 @@ def render(
 def scenes(tasks: dict[str, Any], trajectories: Trajectories) -> list[dict[str, Any]]:
     """What the slider moves over: for each row of each task a sheet of states and its errors.
 
-    The times are the same for all, so that one t can be compared between rows. errors: example -> error at
-    each time, of the very states shown. mean: the curve of results.json at these times, t = 0 the corrupted
-    images.
+    The times are the same for all, so that one t can be compared between rows; one that takes fewer
+    iterations stays as it is after them. errors: example -> error at each time, of the very states shown.
+    mean: the curve of results.json at these times, t = 0 the corrupted images.
     """
     every = [(task, row, shown) for task, rows in trajectories.items() for row, shown in rows.items()]
     if not every:
         return []
-    size = sum(shown.images.original.numel() for _, _, shown in every)
+    steps = max(shown.steps for *_, shown in every)
+    # states that stay as they are take no room
+    size = sum(shown.images.original.numel() for *_, shown in every if shown.steps == steps)
     shown_times = times(
-        min(shown.steps for *_, shown in every),
+        steps,
         most=max(_STATES // size, _FEWEST_TIMES),
         chosen={shown.chosen for *_, shown in every},
     )
@@ -126,7 +128,9 @@ def scenes(tasks: dict[str, Any], trajectories: Trajectories) -> list[dict[str, 
             "side": trajectory.images.original.shape[-1],
             "errors": torch.stack([trajectory.error(t) for t in shown_times], 1).tolist(),
             "mean": [
-                tasks[task]["models"][row]["mse"][t - 1] if t else tasks[task]["corrupted_mse"]
+                tasks[task]["models"][row]["mse"][min(t, trajectory.steps) - 1]
+                if t
+                else tasks[task]["corrupted_mse"]
                 for t in shown_times
             ],
             "images": tasks[task]["images"],
@@ -157,7 +161,9 @@ def _caption(name: str) -> str:
     if name.startswith("grid_"):
         _, task, *variant = name.split("_")
         words = " with ".join([report.TASK_WORDS[task], *variant])
-        return f"Test images, {words}: original, corrupted, states, and the best reference."
+        return (
+            f"Test images, {words}: original, corrupted, states, the best reference, other models if any."
+        )
     return _CAPTIONS.get(name, name)
 
 

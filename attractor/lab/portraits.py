@@ -1,5 +1,6 @@
 """Pictures of a network itself: what it learned, what it attends to, how it moves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,9 +27,13 @@ def retrieval_grid(
     *,
     name: str,
     heading: str,
+    others: Sequence[tuple[str, Trajectory]] = (),
     rows: int = 6,
 ) -> Path:
-    """original | corrupted | t = 1, 5, 20, 100 and the chosen t | reference, for the first images."""
+    """original | corrupted | t = 1, 5, 20, 100 and the chosen t | reference | others, for the first images.
+
+    others: title and trajectory of models on the same images, shown at their chosen t.
+    """
     few = first_images(trajectory.images, rows)
     columns = [("original", few.original), ("corrupted", seen(few))]
     for t in sorted({*GRID_TIMES, trajectory.chosen}):
@@ -37,6 +42,7 @@ def retrieval_grid(
             columns.append((text, trajectory.shown(t)[:rows]))
     title, model = reference
     columns.append((title, visible(next(iter(model.reconstruct(few))), few)))
+    columns += [(title, other.shown(other.chosen)[:rows]) for title, other in others]
     return image_grid(columns, folder, name, heading=heading)
 
 

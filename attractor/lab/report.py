@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +131,18 @@ def scale(tasks: dict[str, Any], *, steps: int) -> str:
     return f"{images:,} test images, {steps} iterations"
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each once: learned models first, a model's rows together, references last."""
+    once = list(dict.fromkeys(names))
+    bases = [name.partition("+")[0] for name in once]
+    return sorted(once, key=lambda name: (name in REFERENCES, bases.index(name.partition("+")[0])))
+
+
 def table_rows(tasks: dict[str, Any]) -> dict[str, list[str]]:
     """Model -> its cells, one for each task: the test error at the t chosen on validation, then the lowest
     over t, if it is another. Learned models first.
     """
-    names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
-    names.sort(key=REFERENCES.__contains__)
+    names = in_order(name for task in tasks.values() for name in task["models"])
     return {name: [_cell(values["models"].get(name)) for values in tasks.values()] for name in names}
 
 
@@ -181,7 +187,7 @@ def headline(results: dict[str, Any]) -> dict[str, float]:
 
 def rows(tasks: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """The table as plain values, (columns, rows): a row for each model, error and chosen t of each task."""
-    names = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
+    names = in_order(name for task in tasks.values() for name in task["models"])
     columns = ["model", *(f"{task} {what}" for task in tasks for what in ("mse", "t"))]
     lines: list[list[Any]] = []
     for name in names:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attractor.images import Corrupted, ImageSplits, check_images, token_mask_to_pixels
 from attractor.lab import checkpoints
-from attractor.lab.assessment import Choices, choices_from_json
 from attractor.lab.build import build_data, build_network
+from attractor.lab.choices import Choices, choices_from_json
 from attractor.lab.config import (
     MODEL_SCHEMAS,
     Config,
@@ -40,6 +40,7 @@ class TrainedModel:
     config: Config
     network: Network
     choices: Choices
+    beside: Choices  # how the models beside its own are read, see `lab.beside`
     results: dict[str, Any]
     step: int  # of the checkpoint
     images: str  # SHA-256 of those it was trained, validated and tested on
@@ -113,12 +114,15 @@ def load_run(
         if "theory" in results:
             raise ConfigError(f"{folder} holds a study, {results['theory']}, and no trained network")
         choices = choices_from_json(results["selection"])
+        others = results.get("beside", {})  # which earlier runs have not
+        beside = choices_from_json(others.get("selection", {}))
         step = int(results["cost"]["selected_step"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'results.json'} is damaged: {error}") from error
     stored = folder / "checkpoints"
     manifest = checkpoints.load(stored, step=step, rows=range(0))
-    config = config_from(manifest.config)
+    # what stood beside the run when it ended, which may have gone on with others than it had at this step
+    config = config_from(manifest.config | {"beside": others.get("settings", {})})
     network = build_network(
         config.model, manifest.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
     )
@@ -133,7 +137,7 @@ def load_run(
             )
         refill(network, found.weights["stored"], splits)
     checkpoints.fill(network.weights, found, folder)
-    return TrainedModel(folder, config, network, choices, results, step, manifest.data)
+    return TrainedModel(folder, config, network, choices, beside, results, step, manifest.data)
 
 
 def _unfinished(folder: Path) -> str:
@@ -224,7 +228,7 @@ def _short(digest: str) -> str:
 def enough_steps(runs: Sequence[TrainedModel], steps: int) -> None:
     """Refuse to stop before a t that a run chose on validation images."""
     for run in runs:
-        for task, rows in run.choices.items():
+        for task, rows in chain(run.choices.items(), run.beside.items()):
             for row, choice in rows.items():
                 if (choice.retrieval.steps or 1) > steps:
                     raise ConfigError(

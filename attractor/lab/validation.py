@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from attractor.lab.beside import configurations, names_of
 from attractor.lab.config import (
     REFERENCES,
     AttractorConfig,
@@ -12,7 +13,7 @@ from attractor.lab.config import (
     Objective,
     SlotsConfig,
 )
-from attractor.lab.errors import ConfigError
+from attractor.lab.errors import ConfigError, called
 from attractor.lab.rule_config import BackpropConfig, EnergyDescentConfig, PseudoLikelihoodConfig
 
 
@@ -103,6 +104,28 @@ def validate(config: Config) -> None:
     for name, seed in (("seed", config.seed), ("eval.seed", evaluation.seed)):
         if seed < 0:
             raise ConfigError(f"{name} is {seed}; it must be 0 or more")
+    _check_beside(config)
+
+
+def _check_beside(config: Config) -> None:
+    """What stands beside the run's own model is checked as a run of its own would be."""
+    if config.beside.slots is not None and config.beside.rule is None:
+        raise ConfigError("beside.slots has no beside.rule to learn by; use beside=digits, or beside=none")
+    names = {config.model.name: "model"}
+    for name, alone in configurations(config).items():
+        with called(names_of(name)):
+            validate(alone)
+        if alone.model.name in names:
+            other = names[alone.model.name]
+            raise ConfigError(
+                f"beside.{name}.name is {alone.model.name!r}, as {other}.name is; give it another one"
+            )
+        names[alone.model.name] = f"beside.{name}"
+        if alone.model.patch != config.model.patch:
+            raise ConfigError(
+                f"beside.{name}.patch is {alone.model.patch}, but masks hide patches of model.patch="
+                f"{config.model.patch}; leave it as it is"
+            )
 
 
 def _check_memory(model: LocalLinearMemoryConfig) -> None:

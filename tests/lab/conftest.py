@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[2]
 # overrides of a run that takes about a second
 TINY = (
     "data=synthetic",
+    "beside=none",
     "train.steps=6",
     "train.batch_size=16",
     "train.validate_every=2",

@@ -218,12 +218,12 @@ def test_what_a_group_changes_is_said(
     )
 
 
-def test_what_does_not_change_the_run_may_change(interrupted: Path, make_raw) -> None:
-    """Threads, device, tracking, figures and the place of the data; and what is as it was."""
+def test_what_does_not_change_the_run_may_change(interrupted: Path, make_raw, make_config) -> None:
+    """Threads, device, tracking, figures, other models and the place of the data; and what is as it was."""
     given = [
         f"resume={interrupted}",
         *("seed=0", "data=synthetic", "train.steps=8", "threads=2", "device=cpu", "backend=eager"),
-        *("wandb=offline", "wandb.project=other", "figures=true", "data.root=/elsewhere"),
+        *("wandb=offline", "wandb.project=other", "figures=true", "data.root=/elsewhere", "beside=digits"),
     ]
     config, path = continued(make_raw(*given), given)
     assert path == interrupted
@@ -231,9 +231,11 @@ def test_what_does_not_change_the_run_may_change(interrupted: Path, make_raw) ->
     assert (config.wandb.mode.value, config.wandb.project) == ("offline", "other")
     assert (config.figures, config.data.root) == (True, "/elsewhere")
     assert (config.train.steps, config.train.batch_size, config.resume) == (8, 16, None)
+    assert config.beside == make_config("beside=digits", "folder=unused").beside
     plain, _ = continued(make_raw(given[0]), given[:1])
     assert (plain.threads, plain.wandb.mode.value, plain.figures) == (1, "disabled", False)
     assert plain.data.root == "."
+    assert plain.beside.memory is None
 
 
 def test_what_cannot_go_on_is_said(
