@@ -1,151 +1,175 @@
-"""Quality per second: validation error against seconds of training, local rule and backpropagation.
+"""Quality per second: error against all the seconds that a model takes, with and without backpropagation.
 
     uv run benchmarks/quality.py data.root=DIR [hydra.sweep.dir=DIR] [FIELD=VALUE ...]
 
-MNIST at 4x4 patches, one thread. For every budget in seconds, bare self-attention is trained once for both
-tasks and a transformer for each of them, from the start, with a learning rate that falls to zero at the end
-of the budget: of three blocks while the budget is small, of five when it is large. Seconds are those of
-updates, as each run has measured them; what else the machine does costs updates, so it should do the same
-for all. Errors are those of 500 validation images, by which the step and the retrieval of each run were
-chosen too; test images are not looked at. Interrupted, the same command goes on; SIGTERM and Ctrl-C save
-first. Writes docs/figures/benchmark_quality.png and prints the tables, both after every budget.
+MNIST at 4x4 patches, one thread, seed 0. The seconds of a model are those of learning (or storing), of
+choosing on validation images, its step too, and of reconstructing 1,000 images.
+
+Trained models have budgets. Other work on the machine would cost them updates, so a budget is a number of
+updates: their time, and that of a validation, is measured once, the best of several (`rates`), and as
+many are made as there is then time for, with a learning rate that falls to zero at the last one.
+Backpropagation has the precision that is faster here. Its transformer has three blocks while the budget is
+small, five when it is large. The seconds reported are updates x seconds of one, and the rest. Bare
+self-attention learns both tasks at once, and so do slots; they pay for both. Of the models that are not
+trained, learning is timed twice, the better one counts; choosing is repeated with 10 images, and the time
+multiplied; that of an image, of all models, is from the best of five batches of 100.
+
+Everything is chosen on the first 100 validation images; errors are those of the last 500, of which nothing
+was chosen, with the standard error over images. Test images are not looked at. Interrupted, the same
+command goes on; SIGTERM and Ctrl-C save first. Prints the tables and writes docs/figures/race.png after
+every model.
 """
 
-import statistics
+import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+import torch
 from measure import save, table
+from race import Point, answered, draw, measured, references
+from rates import Rate, configuration, measure
 
-from attractor.lab import assessment, command, jobs
-from attractor.lab.build import build_data, build_tasks
-from attractor.lab.evaluation import evaluate
-from attractor.lab.figures import MODEL_COLOURS, PAGE, STYLE, legend_below, reference_line
-from attractor.lab.jobs import Job
-from attractor.lab.report import TASK_WORDS, deviation, title, with_deviation
-from attractor.lab.runs import TrainedModel, load_run, same_data
+from attractor.lab import command, files
+from attractor.lab.build import build_data
+from attractor.lab.report import TASK_WORDS, title
+from attractor.lab.runs import load_run
 
 ROOT = Path(__file__).parents[1]
-SHALLOW = "bare_4x4,shallow_masked,shallow_denoise"
-DEEP = "bare_4x4,transformer_masked,transformer_denoise"
-BUDGETS = {10: SHALLOW, 40: SHALLOW, 160: SHALLOW, 1200: DEEP}  # seconds of training -> arms
+VALIDATIONS = 4  # in training
+IMAGES = 1000  # to be reconstructed
+SHALLOW, DEEP = ("shallow_masked", "shallow_denoise"), ("transformer_masked", "transformer_denoise")
+# what a trained model does when: seconds -> arms
+BUDGETS = {
+    "bare_attention": {10: ("bare_4x4",), 40: ("bare_4x4",), 160: ("bare_4x4",)},
+    "transformer": {10: SHALLOW, 40: SHALLOW, 160: SHALLOW, 1200: DEEP},
+}
+FIELDS = {
+    "experiment": "paper",
+    "seed": "0",
+    "train.validation_images": "100",
+    "dynamics.validation_images": "100",
+    "eval.images": "10",  # nothing is said of test images
+    "eval.steps": "20",
+    "wandb": "disabled",
+}
+# fewer candidates than for the tables: at the smallest budget there is no time for more
+BARE = {"dynamics.evidence": "[]", "dynamics.screening_steps": "3", "dynamics.finalists": "1"}
+ONE_ATTENTION = {"model.copies": "[]", "model.reaches": "[]", "model.candidates": "2000"}
+# model -> kind -> arm -> fields
+UNTRAINED = {
+    "local_linear_memory": {
+        "one_attention": {
+            "memory_4x4_masked": ONE_ATTENTION
+            | {"model.neighbours": "[1000]", "model.ridges": "[0.001,0.01]"},
+            "memory_denoise": ONE_ATTENTION | {"model.iterations": "2"},
+        },
+        "3000_images": {
+            "memory_4x4_masked": {"data.train_images": "3000"},
+            "memory_denoise": {"data.train_images": "3000"},
+        },
+        "all_images": {"memory_4x4_masked": {}, "memory_denoise": {}},
+    },
+    "slots": {
+        "100_slots": {"slots_4x4": {"model.slots": "100", "model.parents": "10"}},
+        "500_slots": {"slots_4x4": {}},
+    },
+}
 
 
-@dataclass
-class Point:
-    """A model trained for one budget: its seconds, updates and validation error, for each seed."""
+@dataclass(frozen=True)
+class Race:
+    """Where runs are, and what was given on the command line."""
 
-    seconds: list[float] = field(default_factory=list)
-    updates: list[int] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
+    root: Path
+    given: dict[str, str]
 
-    @property
-    def cell(self) -> str:
-        """Mean ± standard deviation over seeds, and the updates that the budget had room for."""
-        error = with_deviation(statistics.fmean(self.errors), deviation(self.errors))
-        return f"{error} ({statistics.fmean(self.updates):,.0f})"
+    def fields(self, arm: str, own: dict[str, str]) -> list[str]:
+        """Overrides of a run."""
+        everything = {"arm": arm} | FIELDS | own | self.given
+        return [f"{name}={value}" for name, value in everything.items()]
 
+    def run(self, place: str, arm: str, own: dict[str, str]) -> Path:
+        """The folder of a run, which is done if it is not; ends the race if it fails."""
+        folder = self.root / place / arm
+        fields = [*self.fields(arm, own), f"hydra.sweep.dir={folder}"]
+        if not (folder / "0" / "results.json").is_file() and (
+            code := command.child([ROOT / "train.py", "-m", *fields])
+        ):
+            sys.exit(code)
+        return folder / "0"
 
-def train(folder: Path, budget: int, overrides: Mapping[str, str]) -> list[Job]:
-    """The arms, each for `budget` seconds; the jobs that are done. Skips what is done already."""
-    given = {
-        "experiment": "paper",
-        "arm": BUDGETS[budget],
-        "seed": "0",
-        "train.max_seconds": str(budget),
-        "train.steps": "1000000",  # the clock ends training
-        "train.validate_every": "100" if budget < 1000 else "500",
-        "eval.images": "10",  # nothing is said of test images
-        "eval.steps": "20",
-        "wandb": "disabled",
-        "hydra.sweep.dir": str(folder),
-    }
-    fields = [f"{name}={value}" for name, value in (given | dict(overrides)).items()]
-    if code := command.child([ROOT / "train.py", "-m", *fields]):
-        sys.exit(code)
-    return [job for job in jobs.of_sweep(folder) if job.state == jobs.DONE]
+    def rate(self, arm: str) -> Rate:
+        """That of an arm, measured unless it is known."""
+        path = self.root / "rates.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if arm not in known:
+            config = configuration(
+                [*self.fields(arm, BARE if arm.startswith("bare") else {}), "folder=unused"]
+            )
+            known[arm] = asdict(measure(config, build_data(config.data)))
+            self.root.mkdir(parents=True, exist_ok=True)
+            files.write(path, json.dumps(known, indent=1))
+        return Rate(**known[arm])
 
+    def trained(self, model: str, budget: int) -> Iterator[Point]:
+        """The points of a budget, a run for each arm; both arms of it make as many updates."""
+        arms = BUDGETS[model][budget]
+        rate = self.rate(arms[-1])
+        updates = rate.updates(budget, validations=VALIDATIONS, images=IMAGES)
+        every = -(-updates // VALIDATIONS)
+        own = {"train.steps": str(updates), "train.validate_every": str(every)}
+        own |= BARE if model == "bare_attention" else {"rule.precision": rate.precision}
+        choosing = rate.validation * VALIDATIONS + rate.choosing
+        for arm in arms:
+            found = answered(self.run(str(budget), arm, own))
+            for task, answer in found.items():
+                parts = (rate.update * updates, choosing, IMAGES * answer.image)
+                yield Point(model, f"{updates:,} updates", task, parts, answer.error, answer.standard_error)
 
-def gather(found: Sequence[Job], budget: int, points: dict[str, dict[str, dict[int, Point]]]) -> None:
-    """Add the jobs of a budget to task -> model -> budget -> point."""
-    for job in found:
-        for task, rows in job.results["selection"].items():
-            for row, choice in rows.items():
-                models = points.setdefault(task, {})
-                point = models.setdefault(title(row), {}).setdefault(budget, Point())
-                point.seconds.append(job.results["cost"]["train_seconds"])
-                point.updates.append(job.results["cost"]["steps"])
-                point.errors.append(choice["validation_mse"])
-
-
-def references(runs: Sequence[TrainedModel]) -> dict[str, dict[str, float]]:
-    """task -> reference -> error on the validation images of these runs."""
-    config = runs[0].config
-    splits = build_data(config.data)
-    tasks = build_tasks(same_data(runs), patch=config.model.patch, side=splits.side)
-    models = assessment.references(
-        splits, tasks.values(), validation_images=len(splits.validation), seed=config.eval.seed
-    )
-    count, seed = config.dynamics.validation_images, config.eval.seed
-    errors = {}
-    for name, task in tasks.items():
-        batch = assessment.validation_batch(splits, task, images=count, seed=seed)
-        found = evaluate(models, [batch], steps=1).errors
-        errors[name] = {model: float(values.mean()) for model, values in found.items()}
-    return errors
+    def untrained(self, model: str, kind: str) -> Iterator[Point]:
+        """The points of a memory or of slots, a run for each arm."""
+        for arm, own in UNTRAINED[model][kind].items():
+            folder = self.run(kind, arm, own)
+            found, cost = answered(folder), measured(folder)
+            for task, answer in found.items():
+                parts = (cost.learning, cost.choosing[task], IMAGES * answer.image)
+                words = kind.replace("_", " ")
+                yield Point(model, words, task, parts, answer.error, answer.standard_error)
 
 
-def draw(points: dict[str, dict[str, dict[int, Point]]], lines: dict[str, dict[str, float]]) -> Figure:
-    """A panel for each task, seconds on a logarithmic axis; references, which are not trained, as lines."""
-    models = list(dict.fromkeys(model for found in points.values() for model in found))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
-        panels = figure.subplots(1, len(points), squeeze=False)[0]
-        for axes, (task, found) in zip(panels, points.items(), strict=True):
-            for model, budgets in found.items():
-                colour = MODEL_COLOURS[models.index(model)]
-                seconds = [statistics.fmean(point.seconds) for point in budgets.values()]
-                errors = [statistics.fmean(point.errors) for point in budgets.values()]
-                axes.plot(seconds, errors, "o-", color=colour, markersize=3, label=model)
-            for name, error in lines[task].items():
-                reference_line(axes, name, error)
-            axes.set_xscale("log")
-            axes.set_ylim(0, None)
-            axes.set_xlabel("seconds of training")
-            axes.set_ylabel("validation error (pixel$^2$)")
-            axes.set_title(f"{TASK_WORDS[task]}, 4x4 patches")
-        legend_below(figure, panels)
-        return figure
+def tables(points: Sequence[Point], lines: dict[str, dict[str, float]]) -> None:
+    """Print a table for each task, in the order of seconds; references below."""
+    header = ["seconds", "learning", "choosing", f"{IMAGES:,} images", "error"]
+    for task, errors in lines.items():
+        rows = [
+            [
+                f"{title(point.model)}, {point.kind}",
+                *(f"{seconds:,.0f}" for seconds in (point.seconds, *point.parts)),
+                f"{point.error:.4f} ± {point.standard_error:.4f}",
+            ]
+            for point in sorted(points, key=lambda point: point.seconds)
+            if point.task == task
+        ]
+        rows += [[title(name), *"----", f"{error:.4f}"] for name, error in errors.items()]
+        table([TASK_WORDS[task], *header], rows)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train what is not trained yet, budget by budget; after each of them, table and figure."""
+    """Run what is not done yet; after each model, tables and figure."""
     given = command.overrides(arguments, __doc__)
-    root = Path(given.pop("hydra.sweep.dir", "outputs/quality"))
-    points: dict[str, dict[str, dict[int, Point]]] = {}
+    torch.set_num_threads(1)
+    race = Race(Path(given.pop("hydra.sweep.dir", "outputs/quality")).resolve(), given)
+    points: list[Point] = []
     lines: dict[str, dict[str, float]] = {}
-    done: list[int] = []
-    for budget in BUDGETS:
-        done.append(budget)
-        found = train(root / str(budget), budget, given)
-        gather(found, budget, points)
-        if not lines:
-            lines = references([load_run(job.path) for job in found])
-        for task, models in points.items():
-            rows = [
-                [model, *(budgets[b].cell if b in budgets else "-" for b in done)]
-                for model, budgets in models.items()
-            ]
-            rows += [
-                [title(name), f"{error:.4f}"] + ["-"] * (len(done) - 1)
-                for name, error in lines[task].items()
-            ]
-            table([TASK_WORDS[task], *(f"{b} s" for b in done)], rows)
-        save(draw(points, lines), "benchmark_quality")
+    entries = [(race.trained, model, budget) for model, found in BUDGETS.items() for budget in found]
+    entries += [(race.untrained, model, kind) for model, found in UNTRAINED.items() for kind in found]
+    for action, model, which in entries:
+        points += action(model, which)
+        lines = lines or references(load_run(race.root / "10" / "bare_4x4" / "0"), race.root)
+        tables(points, lines)
+        save(draw(points, lines), "race")
 
 
 if __name__ == "__main__":

@@ -13,18 +13,28 @@ from attractor.lab import command
 ROOT = Path(__file__).parents[1]
 # test images of the comparison, where they are not all
 FEWER = {"paper_quick": ["--images", "1000", "--curve-images", "200"]}
+# experiment -> that of its arms in which nothing is drawn, for one seed, in a folder beside the jobs
+ONCE = {"paper": "paper_once"}
 
 
 def main(arguments: list[str]) -> int:
-    """Run both commands; the exit code of the first one that fails."""
+    """Run the commands, one after the other; the exit code of the first one that fails."""
     given = command.overrides(arguments, __doc__)
     experiment = given.setdefault("experiment", "paper")
-    sweep = given.setdefault("hydra.sweep.dir", f"outputs/{experiment}")
-    fields = [f"{name}={value}" for name, value in given.items()]
-    comparison = ["-m", "attractor.lab.paper", sweep, *FEWER.get(experiment, [])]
+    sweeps = [given | {"hydra.sweep.dir": given.get("hydra.sweep.dir", f"outputs/{experiment}")}]
+    if experiment in ONCE and "arm" not in given:
+        folder = f"{sweeps[0]['hydra.sweep.dir']}/once"
+        once = sweeps[0] | {"experiment": ONCE[experiment], "hydra.sweep.dir": folder}
+        sweeps.append({name: value for name, value in once.items() if name != "seed"})
+    for fields in sweeps:
+        asked = [f"{name}={value}" for name, value in fields.items()]
+        if code := command.child([ROOT / "train.py", "-m", *asked]):
+            return code
+    comparison = ["-m", "attractor.lab.paper", *(fields["hydra.sweep.dir"] for fields in sweeps)]
+    comparison += FEWER.get(experiment, [])
     if "data.root" in given:
         comparison += ["--root", given["data.root"]]
-    return command.child([ROOT / "train.py", "-m", *fields]) or command.child(comparison)
+    return command.child(comparison)
 
 
 if __name__ == "__main__":

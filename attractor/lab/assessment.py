@@ -56,10 +56,12 @@ class Assessment:
         return replace(self, networks=networks)
 
 
-def validation_batch(splits: ImageSplits, task: Task, *, images: int, seed: int) -> Corrupted:
-    """The first `images` validation images, corrupted."""
-    pixels = to_pixels(splits.validation[:images])
-    return task.corrupt(pixels, range(len(pixels)), seed=seed + _VALIDATION_SEED)
+def validation_batch(
+    splits: ImageSplits, task: Task, *, images: int, seed: int, first: int = 0
+) -> Corrupted:
+    """The `images` validation images from the `first` on, corrupted."""
+    pixels = to_pixels(splits.validation[first : first + images])
+    return task.corrupt(pixels, range(first, first + len(pixels)), seed=seed + _VALIDATION_SEED)
 
 
 def choose_retrievals(

@@ -6,7 +6,6 @@ Every model and every seed sees the same corruptions, so that errors can be comp
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from attractor.lab.config import REFERENCES
 from attractor.lab.evaluation import corruptions, evaluate
 from attractor.lab.network import Recall
 from attractor.lab.report import TASK_WORDS, deviation, in_order, title, with_deviation
-from attractor.lab.runs import TrainedModel, same_data
+from attractor.lab.runs import FinishedRun, load_run, same_data
 
 BATCH = 256  # images at a time
 PREDICTED = 2  # batches whose predicted patches are looked at
@@ -110,16 +109,20 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[TrainedModel],
+    runs: Sequence[FinishedRun],
     splits: ImageSplits,
     *,
     images: int | None,
     curve_images: int,
     steps: int,
+    root: str | None = None,
     examples: int = 3,
     progress: Callable[[str], Any] = lambda text: None,
 ) -> Comparison:
-    """Evaluate runs of one patch size, of several models and seeds, with the references."""
+    """Evaluate runs of one patch size, of several models and seeds, with the references.
+
+    One network at a time is loaded, a memory with the images of `root`, data.root of its run unless given.
+    """
     first = runs[0]
     patch, seed = first.config.model.patch, first.config.eval.seed
     tasks = build_tasks(same_data(runs), patch=patch, side=splits.side)
@@ -127,47 +130,87 @@ def compare(
         splits, tasks.values(), validation_images=len(splits.validation), seed=seed
     )
     test = splits.test if images is None else splits.test[:images]
-    rows: dict[str, dict[str, Row]] = {}
-    originals, few = {}, {}
+    views = {}
     for name, task in tasks.items():
-        every = corruptions(task, test, seed=seed, batch_size=BATCH)
         some = corruptions(task, test[:curve_images], seed=seed, batch_size=BATCH)
-        looked_at = some[:PREDICTED]
-        few[name] = corruptions(task, test[:examples], seed=seed, batch_size=examples)[0]
-        originals[name] = torch.cat([_variances(b.original, b, patch) for b in looked_at])
-        rows[name] = {}
-        for key, model, t, seconds in _models(runs, references, name):
+        rest = test[curve_images:]
+        others = (
+            corruptions(task, rest, seed=seed, batch_size=BATCH, first=curve_images) if len(rest) else []
+        )
+        views[name] = _View(some, others, patch, examples, steps)
+    rows: dict[str, dict[str, Row]] = {name: {} for name in tasks}
+    for run in runs:
+        network = load_run(run.folder, root=root).network
+        seconds = float(run.results["cost"]["train_seconds"])
+        for name, view in views.items():
+            for key, choice in run.choices.get(name, {}).items():
+                progress(f"{name}, {title(key)}")
+                row, t = rows[name].setdefault(key, Row()), choice.retrieval.steps or 1
+                view.look(key, Recall(network, choice.retrieval), row, t, seconds)
+    for key, model in references.items():
+        for name, view in views.items():
             progress(f"{name}, {title(key)}")
-            at_best = evaluate({key: model}, every, steps=t).errors[key][:, -1]
-            curve = evaluate({key: model}, some, steps=steps).errors[key]
-            variances = torch.cat([_variances(_at(model, b, t), b, patch) for b in looked_at])
-            row = rows[name].setdefault(key, Row())
-            row.at_best.append(at_best)
-            row.curves.append(curve)
-            row.chosen.append(t)
-            row.variances.append(variances)
-            row.seconds.append(seconds)
-            if not row.examples:
-                row.examples.extend(islice(model.reconstruct(few[name]), steps))
+            view.look(key, model, rows[name].setdefault(key, Row()), 1, 0.0)
     counts = {"table": len(test), "curves": min(curve_images, len(test))}
+    originals = {name: view.originals for name, view in views.items()}
+    few = {
+        name: corruptions(task, test[:examples], seed=seed, batch_size=examples)[0]
+        for name, task in tasks.items()
+    }
     return Comparison(patch, counts, rows, originals, few)
 
 
-def _models(
-    runs: Sequence[TrainedModel], references: dict[str, Reconstructor], task: str
-) -> Iterator[tuple[str, Reconstructor, int, float]]:
-    """(row, model, chosen t, seconds of training) of runs that have learned the task, then references."""
-    for run in runs:
-        for row, choice in run.choices.get(task, {}).items():
-            seconds = float(run.results["cost"]["train_seconds"])
-            yield row, Recall(run.network, choice.retrieval), choice.retrieval.steps or 1, seconds
-    for name, model in references.items():
-        yield name, model, 1, 0.0
+@dataclass(frozen=True)
+class _View:
+    """The corrupted test images of a task: `some` of them for curves until t = `steps` too."""
+
+    some: list[Corrupted]
+    others: list[Corrupted]
+    patch: int
+    examples: int
+    steps: int
+
+    @property
+    def originals(self) -> Tensor:
+        """Variances within the patches of the original images."""
+        return torch.cat([_variances(b.original, b, self.patch) for b in self.some[:PREDICTED]])
+
+    def look(self, key: str, model: Reconstructor, row: Row, t: int, seconds: float) -> None:
+        """Add a model, of which t was chosen, to its row. No image is answered twice: some take long."""
+        watched = _Watched(model, t, self.patch, self.examples)
+        curve = evaluate({key: watched}, self.some, steps=self.steps).errors[key]
+        at_best = [curve[:, t - 1]]
+        if self.others:
+            at_best.append(evaluate({key: model}, self.others, steps=t).errors[key][:, -1])
+        row.at_best.append(torch.cat(at_best))
+        row.curves.append(curve)
+        row.chosen.append(t)
+        row.variances.append(torch.cat(watched.variances))
+        row.seconds.append(seconds)
+        if not row.examples:
+            row.examples.extend(watched.states)
 
 
-def _at(model: Reconstructor, batch: Corrupted, t: int) -> Tensor:
-    *_, prediction = islice(model.reconstruct(batch), t)
-    return prediction
+@dataclass
+class _Watched:
+    """A model, and what the figures show of its answers: of the first batches, and of the first images."""
+
+    model: Reconstructor
+    t: int
+    patch: int
+    examples: int
+    variances: list[Tensor] = field(default_factory=list)  # at t, of PREDICTED batches
+    states: list[Tensor] = field(default_factory=list)  # of the first images, at every t
+
+    def reconstruct(self, corrupted: Corrupted) -> Iterator[Tensor]:
+        """What the model answers."""
+        first = not self.variances
+        for t, pixels in enumerate(self.model.reconstruct(corrupted), start=1):
+            if t == self.t and len(self.variances) < PREDICTED:
+                self.variances.append(_variances(pixels, corrupted, self.patch))
+            if first:
+                self.states.append(pixels[: self.examples].clone())
+            yield pixels
 
 
 def _variances(pixels: Tensor, batch: Corrupted, patch: int) -> Tensor:

@@ -121,7 +121,7 @@ class LocalLinearMemoryConfig(ModelConfig):
     common: int = MISSING  # first iterations with one attention for the whole image, of noisy images
     neighbours: list[int] = field(default_factory=list)  # K; empty: what suits the number of patterns
     inverse_temperatures: list[float] = field(default_factory=list)  # tau, of 1 / (best - K-th score)
-    reaches: list[float] = field(default_factory=list)  # rho, pixels
+    reaches: list[float] = field(default_factory=list)  # rho, pixels; empty: one attention for the image
     pulls: list[float] = field(default_factory=list)  # kappa, of noisy images
     shrinkages: list[float] = field(default_factory=list)  # towards the covariance of all patterns
     ridges: list[float] = field(default_factory=list)  # variance of a visible pixel, of masked images

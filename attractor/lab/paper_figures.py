@@ -24,7 +24,12 @@ from attractor.lab.figures import (
 )
 from attractor.lab.report import TASK_WORDS, title
 
-TIMES = (1, 2, 5, 20, 100)  # of the pictures
+TIMES = (1, 2, 5, 20, 100)  # of the pictures, and the last one of a model that ends before
+
+
+def times(last: int) -> list[int]:
+    """Of the pictures of a model that ends at `last`."""
+    return sorted({t for t in TIMES if t <= last} | {min(last, TIMES[-1])})
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
@@ -89,7 +94,7 @@ def _pictures(part: SubFigure, comparison: Comparison, task: str) -> None:
     for line, name in zip(cells, names, strict=True):
         states = comparison.rows[task][name].examples
         pictures = [("original", batch.original), ("seen", seen(batch))]
-        pictures += [(f"$t={t}$", visible(states[t - 1], batch)) for t in TIMES if t <= len(states)]
+        pictures += [(f"$t={t}$", visible(states[t - 1], batch)) for t in times(len(states))]
         for axes, (text, pixels) in zip(line, pictures, strict=False):
             show(axes, pixels[0])
             axes.set_title(text, fontsize=5, pad=1)

@@ -31,7 +31,7 @@ def first_recollection(config: LocalLinearMemoryConfig, *, noise_variance: float
     return Recollection(
         neighbours=_middle(config.neighbours or _NEIGHBOURS),
         inverse_temperature=_middle(config.inverse_temperatures),
-        reach=_middle(config.reaches),
+        reach=_middle(config.reaches) if config.reaches else None,
         shrinkage=_middle(config.shrinkages),
         window=config.window,
         ridge=_middle(config.ridges),

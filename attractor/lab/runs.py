@@ -32,18 +32,38 @@ from attractor.lab.status import read_status
 from attractor.physics import Backend, Ranks
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained network with the retrievals that its run chose on validation images."""
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What a run has left, but for its network, which may be large."""
 
     folder: Path
     config: Config
-    network: Network
     choices: Choices
     beside: Choices  # how the models beside its own are read, see `lab.beside`
     results: dict[str, Any]
     step: int  # of the checkpoint
     images: str  # SHA-256 of those it was trained, validated and tested on
+    mean: Tensor  # of the pixels of its training images, (C, H, W)
+
+    @property
+    def every_choice(self) -> list[Choice]:
+        return [choice for rows in self.choices.values() for choice in rows.values()]
+
+    def choice(self, task: str) -> Choice:
+        """The best retrieval for a task: with evidence, if that was better on validation images."""
+        if task not in self.choices:
+            raise ConfigError(
+                f"{self.folder} has no retrieval for {task!r}, only for {', '.join(self.choices)}; "
+                "train with task=both"
+            )
+        return min(self.choices[task].values(), key=lambda choice: choice.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(FinishedRun):
+    """A trained network with the retrievals that its run chose on validation images."""
+
+    network: Network
 
     def reconstruct(
         self, images: Tensor, mask: Tensor | None = None, *, steps: int | None = None
@@ -78,18 +98,34 @@ class TrainedModel:
             return last
         return torch.where(corrupted.pixel_mask, last, images)
 
-    @property
-    def every_choice(self) -> list[Choice]:
-        return [choice for rows in self.choices.values() for choice in rows.values()]
 
-    def choice(self, task: str) -> Choice:
-        """The best retrieval for a task: with evidence, if that was better on validation images."""
-        if task not in self.choices:
-            raise ConfigError(
-                f"{self.folder} has no retrieval for {task!r}, only for {', '.join(self.choices)}; "
-                "train with task=both"
-            )
-        return min(self.choices[task].values(), key=lambda choice: choice.error)
+def read_run(folder: str | Path) -> FinishedRun:
+    """What a run has left. Raises ConfigError for a folder that is no finished run, and CheckpointError."""
+    folder = Path(folder).resolve()
+    if not (folder / "results.json").is_file():
+        raise ConfigError(f"{folder} holds no finished run: {_unfinished(folder)}; give a run folder")
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        if "theory" in results:
+            raise ConfigError(f"{folder} holds a study, {results['theory']}, and no trained network")
+        choices = choices_from_json(results["selection"])
+        others = results.get("beside", {})  # which earlier runs have not
+        beside = choices_from_json(others.get("selection", {}))
+        step = int(results["cost"]["selected_step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'results.json'} is damaged: {error}") from error
+    manifest = checkpoints.load(folder / "checkpoints", step=step, rows=range(0))
+    return FinishedRun(
+        folder=folder,
+        # what stood beside it when it ended: it may have gone on with others than it had at this step
+        config=config_from(manifest.config | {"beside": others.get("settings", {})}),
+        choices=choices,
+        beside=beside,
+        results=results,
+        step=step,
+        images=manifest.data,
+        mean=manifest.mean,
+    )
 
 
 def load_run(
@@ -106,38 +142,23 @@ def load_run(
     `ranks` only the rows of this process. Raises ConfigError for a folder that is no finished run, or
     a device or backend that cannot be used, DataError for the images of a memory, and CheckpointError.
     """
-    folder = Path(folder).resolve()
-    if not (folder / "results.json").is_file():
-        raise ConfigError(f"{folder} holds no finished run: {_unfinished(folder)}; give a run folder")
-    try:
-        results = json.loads((folder / "results.json").read_text())
-        if "theory" in results:
-            raise ConfigError(f"{folder} holds a study, {results['theory']}, and no trained network")
-        choices = choices_from_json(results["selection"])
-        others = results.get("beside", {})  # which earlier runs have not
-        beside = choices_from_json(others.get("selection", {}))
-        step = int(results["cost"]["selected_step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'results.json'} is damaged: {error}") from error
-    stored = folder / "checkpoints"
-    manifest = checkpoints.load(stored, step=step, rows=range(0))
-    # what stood beside the run when it ended, which may have gone on with others than it had at this step
-    config = config_from(manifest.config | {"beside": others.get("settings", {})})
+    run = read_run(folder)
+    config = run.config
     network = build_network(
-        config.model, manifest.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
+        config.model, run.mean, seed=config.seed, device=device, backend=backend, ranks=ranks
     )
-    found = checkpoints.load(stored, step=step, rows=network.rows)
+    found = checkpoints.load(run.folder / "checkpoints", step=run.step, rows=network.rows)
     if isinstance(network, MemoryNetwork):
         splits = build_data(replace(config.data, root=root or config.data.root))
-        if splits.fingerprint != manifest.data:
+        if splits.fingerprint != run.images:
             raise ConfigError(
-                f"{folder} stored other images: the SHA-256 of {splits.name} is "
-                f"{splits.fingerprint[:12]}..., that of its own {manifest.data[:12]}...; give the root of "
+                f"{run.folder} stored other images: the SHA-256 of {splits.name} is "
+                f"{_short(splits.fingerprint)}, that of its own {_short(run.images)}; give the root of "
                 "the data that it stored"
             )
         refill(network, found.weights["stored"], splits)
-    checkpoints.fill(network.weights, found, folder)
-    return TrainedModel(folder, config, network, choices, beside, results, step, manifest.data)
+    checkpoints.fill(network.weights, found, run.folder)
+    return TrainedModel(**vars(run), network=network)
 
 
 def _unfinished(folder: Path) -> str:
@@ -175,14 +196,14 @@ def _schema(schemas: Mapping[str, type[Any]], values: dict[str, Any]) -> type[An
     raise CheckpointError(f"none of {', '.join(schemas)} has the fields {sorted(values)}")
 
 
-def same_data(runs: Sequence[TrainedModel]) -> TaskConfig:
+def same_data(runs: Sequence[FinishedRun]) -> TaskConfig:
     """Refuse runs that cannot be compared: other data, corruptions, or patch size (the grain of the mask).
 
     Images of one name may still be other images, which two runs on as many of them show; `same_images` sees
     the rest. Returns their tasks, all that any of them has learned.
     """
     first = runs[0]
-    likes: dict[int | None, TrainedModel] = {}
+    likes: dict[int | None, FinishedRun] = {}
     for run in runs[1:]:
         for name, mine, other in (
             ("data.name", run.config.data.name, first.config.data.name),
@@ -208,7 +229,7 @@ def same_data(runs: Sequence[TrainedModel]) -> TaskConfig:
     return replace(first.config.task, names=[name for name in TaskName if name in learned])
 
 
-def same_images(runs: Sequence[TrainedModel], splits: ImageSplits) -> None:
+def same_images(runs: Sequence[FinishedRun], splits: ImageSplits) -> None:
     """Refuse images that are not those of the runs (ConfigError); `splits` has all that any of them saw."""
     for run in runs:
         count = run.config.data.train_images
@@ -225,7 +246,7 @@ def _short(digest: str) -> str:
     return f"{digest[:12]}..."
 
 
-def enough_steps(runs: Sequence[TrainedModel], steps: int) -> None:
+def enough_steps(runs: Sequence[FinishedRun], steps: int) -> None:
     """Refuse to stop before a t that a run chose on validation images."""
     for run in runs:
         for task, rows in chain(run.choices.items(), run.beside.items()):

@@ -132,14 +132,14 @@ def _check_memory(model: LocalLinearMemoryConfig) -> None:
     """Every list has values, each in its range."""
     lists: list[tuple[str, list[float]]] = [
         ("inverse_temperatures", model.inverse_temperatures),
-        ("reaches", model.reaches),
         ("ridges", model.ridges),
     ]
     softenings = ("softenings", model.softenings)
     for name, values in [*lists, ("pulls", model.pulls), ("shrinkages", model.shrinkages), softenings]:
         if not values:
             raise ConfigError(f"model.{name} is empty; give at least one value")
-    for name, values in [*lists, ("neighbours", list(map(float, model.neighbours)))]:
+    may_be_empty = [("reaches", model.reaches), ("neighbours", list(map(float, model.neighbours)))]
+    for name, values in [*lists, *may_be_empty]:
         for value in values:
             _positive(f"each of model.{name}", value)
     if min(model.ridges) < 1e-5:

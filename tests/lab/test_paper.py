@@ -17,7 +17,8 @@ from attractor.lab.build import build_data
 from attractor.lab.comparison import Comparison, Row, compare, table
 from attractor.lab.config import REFERENCES
 from attractor.lab.errors import ConfigError
-from attractor.lab.paper import load_jobs
+from attractor.lab.network import Recall
+from attractor.lab.paper import read_jobs
 
 ARMS = {
     "0": ("seed=0",),
@@ -25,6 +26,16 @@ ARMS = {
     "2": ("model=transformer", "task=masked", "model.width=8", "model.heads=2"),
     "3": ("model=transformer_block", "task=denoise", "model.width=8", "model.heads=2"),
     "4": ("model.patch=4",),
+    "5": (
+        *("model=local_linear_memory", "task=denoise", "model.neighbours=[50]", "model.candidates=60"),
+        *(
+            "model.reaches=[3.0]",
+            "model.inverse_temperatures=[4.0]",
+            "model.iterations=3",
+            "model.readout=0",
+        ),
+    ),
+    "6": ("model=slots", "model.slots=10", "model.parents=2", "model.rank=20"),
 }
 
 
@@ -38,7 +49,7 @@ def sweep(train_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def comparison(sweep: Path) -> Comparison:
-    runs = load_jobs(sweep)[0][2]
+    runs = read_jobs(sweep)[0][2]
     return compare(runs, build_data(runs[0].config.data), images=9, curve_images=9, steps=6)
 
 
@@ -48,8 +59,8 @@ def results_of(sweep: Path, name: str) -> dict:
 
 def test_runs_are_grouped_by_patch(sweep: Path) -> None:
     """The patch is the grain of the mask: errors at 2x2 and at 4x4 are not of one task."""
-    groups, missing = load_jobs(sweep)
-    assert {patch: len(runs) for patch, runs in groups.items()} == {2: 4, 4: 1}
+    groups, missing = read_jobs(sweep)
+    assert {patch: len(runs) for patch, runs in groups.items()} == {2: 6, 4: 1}
     assert missing == []
 
 
@@ -71,7 +82,7 @@ def test_a_mean_over_seeds_is_over_nothing_else(
         (tmp_path / name).symlink_to(sweep / name)
     train_run(tmp_path / "2", *overrides)
     with pytest.raises(ConfigError, match=said):
-        load_jobs(tmp_path)
+        read_jobs(tmp_path)
     assert paper.main([str(tmp_path)]) == 2
 
 
@@ -80,7 +91,7 @@ def test_what_is_not_compared_is_said(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "0").symlink_to(sweep / "0")
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "status.json").write_text('{"status": "failed", "error": "no"}')
-    groups, missing = load_jobs(tmp_path)
+    groups, missing = read_jobs(tmp_path)
     assert [run.folder.name for run in groups[2]] == ["0"]
     assert missing == [f"failed: {tmp_path / '1'}"]
 
@@ -106,11 +117,56 @@ def test_the_errors_are_those_of_the_runs(sweep: Path, comparison: Comparison) -
                 continue
             assert row.errors == pytest.approx([entry["best"]["mse"] for entry in entries], rel=1e-5)
             assert row.chosen == [entry["best"]["t"] for entry in entries]
+            # what ends before the last iteration is asked has a curve that ends there
+            assert row.curves[0].shape[1] == {"transformer": 1, "slots": 1, "local_linear_memory": 3}.get(
+                name, 6
+            )
             for curve, entry in zip(row.curves, entries, strict=True):
                 assert curve.mean(0).tolist() == pytest.approx(entry["mse"], rel=1e-5)
-    assert set(comparison.rows["masked"]) == {"bare_attention", "transformer", *REFERENCES}
-    learned = {"bare_attention", "bare_attention+evidence", "transformer_block"}
+    assert set(comparison.rows["masked"]) == {"bare_attention", "transformer", "slots", *REFERENCES}
+    learned = {
+        "bare_attention",
+        "bare_attention+evidence",
+        "transformer_block",
+        "local_linear_memory",
+        "slots",
+    }
     assert set(comparison.rows["denoise"]) == {*learned, *REFERENCES}
+
+
+def test_no_image_is_answered_twice(sweep: Path, comparison: Comparison, monkeypatch) -> None:
+    """Fewer images of the curves change no error of the table, and ask each model for each image once."""
+    answered: dict[str, int] = {}
+    reconstruct = Recall.reconstruct
+
+    def count(self: Recall, corrupted: Corrupted):
+        name = type(self.network).__name__
+        answered[name] = answered.get(name, 0) + len(corrupted.original)
+        return reconstruct(self, corrupted)
+
+    monkeypatch.setattr(Recall, "reconstruct", count)
+    runs = [run for run in read_jobs(sweep)[0][2] if run.config.model.name == "local_linear_memory"]
+    found = compare(runs, build_data(runs[0].config.data), images=9, curve_images=4, steps=6)
+    mine, its = (each.rows["denoise"]["local_linear_memory"] for each in (found, comparison))
+    assert mine.at_best[0].tolist() == pytest.approx(its.at_best[0].tolist(), rel=1e-4)
+    torch.testing.assert_close(mine.curves[0], its.curves[0][:4], rtol=1e-4, atol=0)  # of other batches
+    assert answered == {"MemoryNetwork": 9}
+
+
+def test_runs_of_several_sweeps_are_compared(sweep: Path, tmp_path: Path) -> None:
+    """Their jobs have the same numbers, and are other runs; one that is in both is one sample."""
+    for folder, name, place in (("a", "0", "0"), ("b", "2", "0"), ("b", "0", "1")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / place).symlink_to(sweep / name)
+    groups, _ = read_jobs(tmp_path / "a", tmp_path / "b")
+    assert [run.folder for run in groups[2]] == [(sweep / name).resolve() for name in "02"]
+
+
+def test_pictures_end_where_a_model_does() -> None:
+    """The chosen t of a memory is the last one, and has to be seen: 3 is no usual time of a picture."""
+    assert paper_figures.times(3) == [1, 2, 3]
+    assert paper_figures.times(1) == [1]
+    assert paper_figures.times(250) == list(paper_figures.TIMES)
 
 
 def test_the_table_spreads_over_seeds_and_marks_the_best(comparison: Comparison) -> None:
@@ -164,9 +220,9 @@ def test_a_row_of_one_seed_has_no_spread() -> None:
 def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
     """With what to do instead; the command exits with 2."""
     with pytest.raises(ConfigError, match="no finished run"):
-        load_jobs(tmp_path)
+        read_jobs(tmp_path)
     with pytest.raises(ConfigError, match="is not a folder"):
-        load_jobs(tmp_path / "none")
+        read_jobs(tmp_path / "none")
     assert paper.main([str(tmp_path)]) == 2
 
 

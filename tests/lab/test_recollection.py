@@ -222,6 +222,22 @@ def test_the_choice_is_no_worse_than_regression_and_memory(
 
 
 @pytest.mark.parametrize("task", [Masked(patch=2), Denoise(0.7)], ids=lambda task: task.name)
+def test_without_a_reach_the_image_attends_as_one(
+    task: Any, network: MemoryNetwork, splits: ImageSplits, make_config: Callable[..., Any]
+) -> None:
+    """model.reaches=[]: nothing that is tried has an attention for every token, which takes longer."""
+    model = make_config(*SMALL, "model.reaches=[]", "folder=unused").model
+    pixels = to_pixels(splits.validation[:10])
+    corrupted = task.corrupt(pixels, range(len(pixels)), seed=3)
+    tried: list[Recollection] = []
+    attend = network.attention
+    network.attention = lambda reading, t: tried.append(reading) or attend(reading, t)  # type: ignore
+    choose_recollection(network, model, task, corrupted, steps=4)
+    assert any(reading.neighbours and not reading.softening for reading in tried)
+    assert {reading.reach for reading in tried} == {None}
+
+
+@pytest.mark.parametrize("task", [Masked(patch=2), Denoise(0.7)], ids=lambda task: task.name)
 def test_where_nothing_adapts_the_memory_is_among_what_is_tried(
     task: Any, make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +336,7 @@ def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["model.copies=[turn 3]"], r"'turn 3' is no symmetry; use 'shift 1'"),
         (["model.copies=[shift 8]"], r"'shift 8' has 8; use amounts above 0, at most 7"),
         (["rule=pseudo_likelihood"], r"a memory stores its images"),
-        (["model.reaches=[]"], r"model\.reaches is empty"),
+        (["model.ridges=[]"], r"model\.ridges is empty"),
         (["model.reaches=[-1]"], r"each of model\.reaches is -1"),
         (["model.inverse_temperatures=[0]"], r"each of model\.inverse_temperatures is 0"),
         (["model.pulls=[-2]"], r"model\.pulls has -2"),
