@@ -165,6 +165,8 @@ def main(arguments: Sequence[str]) -> None:
     lines: dict[str, dict[str, float]] = {}
     entries = [(race.trained, model, budget) for model, found in BUDGETS.items() for budget in found]
     entries += [(race.untrained, model, kind) for model, found in UNTRAINED.items() for kind in found]
+    # the longest training, of which there is most to wait for, comes last
+    entries.sort(key=lambda entry: entry[2] == max(BUDGETS["transformer"]))
     for action, model, which in entries:
         points += action(model, which)
         lines = lines or references(load_run(race.root / "10" / "bare_4x4" / "0"), race.root)
