@@ -275,7 +275,7 @@ def test_a_fetch_would_be_seen(browser: Chrome, tmp_path: Path) -> None:
         bare.write_text(f'<link rel="icon" href="data:,"><img src="{address}">')
         assert requested(visit(browser, bare)) == [bare.as_uri(), address]
         text = page.render(
-            {"tasks": {}, "selection": {}},
+            {"tasks": {}, "selection": {}, "beside": {"selection": {}}},
             heading="title: details",
             configuration="",
             figures={},
