@@ -77,10 +77,13 @@ def visit(browser: Chrome, path: Path) -> Chrome:
 
 
 def requested(browser: Chrome) -> list[str]:
-    """Addresses that the network layer was asked for since `visit`, those inside the page left out."""
+    """Addresses that the network layer was asked for since `visit`.
+
+    Those inside the page are left out, and those of the browser's own first page, which may load late.
+    """
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith("data:")]
+    return [url for url in sent if not url.startswith(("data:", "chrome:"))]
 
 
 def pixels(browser: Chrome, canvas: str) -> np.ndarray:
