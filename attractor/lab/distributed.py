@@ -83,7 +83,13 @@ class Processes:
             yield
         except (LostProcessError, Terminated) as error:
             if self.store is not None:
-                raise type(error)(f"{error} ({self._reason(self.store)})") from error
+                try:
+                    reason = self._reason(self.store)
+                except (
+                    Terminated
+                ):  # torchrun's, which comes when a peer is lost already; once, see `Signals`
+                    reason = self._reason(self.store)
+                raise type(error)(f"{error} ({reason})") from error
             raise
         except BaseException as error:
             if self.store is not None and self.ranks is not None:

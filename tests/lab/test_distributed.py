@@ -22,10 +22,11 @@ from attractor.lab import checkpoints
 from attractor.lab.build import build_network
 from attractor.lab.config import MapName
 from attractor.lab.distributed import Processes, joined, launched, refuse_clocks, refuse_draws
-from attractor.lab.errors import ConfigError
+from attractor.lab.errors import ConfigError, Terminated
 from attractor.lab.folder import RunFolder
 from attractor.lab.resuming import continued
 from attractor.physics import Backend, Ranks
+from attractor.physics.ranks import LostProcessError
 from train import train
 
 ROOT = Path(__file__).parents[2]
@@ -272,6 +273,29 @@ def test_the_error_of_one_process_ends_all_and_is_known(torchrun: Torchrun, tmp_
     assert any(line.startswith("error: ") and reason in line for line in said)
     assert checkpoints.found(folder / "checkpoints") == [2]
     assert checkpoints.load(folder / "checkpoints").step == 2
+
+
+def test_a_signal_does_not_stop_the_search_for_the_reason() -> None:
+    """torchrun's SIGTERM may arrive while a process that has lost a peer asks why: it still says so."""
+    asked = []
+
+    class Store:
+        def check(self, keys: list[str]) -> bool:
+            asked.append(keys)
+            if len(asked) == 1:
+                raise Terminated("SIGTERM")
+            return True
+
+        def get(self, key: str) -> bytes:
+            return b"rank 1: OSError: no space"
+
+    processes = Processes(store=Store())  # type: ignore[arg-type]
+    with (
+        pytest.raises(LostProcessError, match=r"lost \(rank 1: OSError: no space\)"),
+        processes.last_words(),
+    ):
+        raise LostProcessError("lost")
+    assert len(asked) == 2
 
 
 def test_an_error_of_all_is_said_once(torchrun: Torchrun, tmp_path: Path) -> None:
