@@ -158,11 +158,12 @@ def _check_memory(model: LocalLinearMemoryConfig) -> None:
         raise ConfigError(
             f"model.readout is {model.readout}; use a degree of 0 to 5; 0 leaves pixels as they are"
         )
-    most = 4 if model.readout else 1
-    if model.heads > most:
+    if model.heads > 4:
+        raise ConfigError(f"model.heads is {model.heads}; use 1 to 4")
+    if model.heads > 1 and not model.readout:
         raise ConfigError(
-            f"model.heads is {model.heads}; use 1 to {most}"
-            + (", or a model.readout of 1 or more, which puts them together" if most == 1 else "")
+            f"model.heads is {model.heads} and model.readout 0, but a readout puts heads together; "
+            "use model.heads=1, or a model.readout of 1 or more"
         )
     if not 0 <= model.common <= model.iterations:
         raise ConfigError(

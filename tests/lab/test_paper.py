@@ -32,6 +32,7 @@ ARMS = {
             "model.reaches=[3.0]",
             "model.inverse_temperatures=[4.0]",
             "model.iterations=3",
+            "model.heads=1",
             "model.readout=0",
         ),
     ),

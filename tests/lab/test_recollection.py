@@ -348,7 +348,7 @@ def test_more_than_the_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["model.candidates=0"], r"model\.candidates is 0"),
         (["model.heads=0"], r"model\.heads is 0"),
         (["model.heads=5"], r"model\.heads is 5; use 1 to 4$"),
-        (["model.readout=0"], r"model\.heads is 2; use 1 to 1, or a model\.readout of 1 or more"),
+        (["model.readout=0"], r"model\.heads is 2 and model\.readout 0, .* use model\.heads=1, or"),
         (["model.readout=12"], r"model\.readout is 12; use a degree of 0 to 5"),
         (["model.common=9"], r"model\.common is 9; it must be 0 to model\.iterations, 4"),
         (["objective=log_pl"], r"objective is log_pl"),
