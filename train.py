@@ -22,11 +22,11 @@ from tqdm import tqdm
 from attractor.images import pixel_mean
 from attractor.lab import assessment, beside, checkpoints, diagnostics, page, report
 from attractor.lab.build import (
-    build_candidates,
     build_data,
     build_network,
     build_tasks,
     refuse_memory,
+    validation_candidates,
 )
 from attractor.lab.build_rule import build_rule, jitter_of
 from attractor.lab.config import Config, register
@@ -73,8 +73,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     rule = build_rule(config.rule, network, tasks, seed=config.seed)
     refuse_memory(config.model, splits)
     asked, left_out = beside.possible(config, splits)
-    # the first inertia is enough to tell couplings apart while they are trained
-    candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
+    candidates = validation_candidates(config)
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     stopping = EarlyStopping(config.train.patience)
     done, train_seconds, objective, errors = 0, 0.0, None, {}

@@ -10,29 +10,24 @@ number of neighbours is the best of 50, 150, 500 and 1,000. Test images are not 
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from measure import table
+from memory import COPIES, MASKED, NOISY, empty
 from torch import Tensor
 
-from attractor.images import Corrupted, Denoise, ImageSplits, Masked, PixelEncoding, load, pixel_mean
+from attractor.images import Corrupted, Denoise, ImageSplits, Masked, load
 from attractor.lab import command
 from attractor.lab.assessment import validation_batch
 from attractor.lab.memory_network import Answers, MemoryNetwork
 from attractor.lab.recollection import Recollection
 from attractor.lab.recollection_choice import cross_validated
 
-COPIES = ("shift 1 diagonal", "rotate 4 8 12", "shear 0.15", "scale 0.92 1.08")
 TASKS = {"masked": Masked(patch=4), "denoise": Denoise(0.7)}
 GRAINS = {"masked": 2, "denoise": 4}
-FULL = {
-    "masked": Recollection(neighbours=1000, reach=2.0, window=128, shrinkage=0.03),
-    "denoise": Recollection(
-        neighbours=500, reach=4.0, window=160, pull=6.0, coupled=True, common=2, limit=3
-    ),
-}
+FULL = {"masked": MASKED[0], "denoise": NOISY[0]}
 WHOLE = {  # one attention for the image
     "masked": replace(FULL["masked"], reach=None, shrinkage=0.0),
     "denoise": replace(FULL["denoise"], reach=None, coupled=False),
@@ -71,12 +66,9 @@ def changes(task: str) -> Iterator[tuple[str, Recollection]]:
     yield "a fourth iteration", replace(full, limit=4)
 
 
-def memory(splits: ImageSplits, grain: int, copies: tuple[str, ...]) -> MemoryNetwork:
+def stored(splits: ImageSplits, grain: int, copies: Sequence[str] = COPIES) -> MemoryNetwork:
     """Of all training images."""
-    encoding = PixelEncoding(1, splits.side, patch=4, mean=pixel_mean(splits.train))
-    network = MemoryNetwork(
-        encoding, descriptions=[*copies], grain=grain, candidates=500, device=torch.device("cpu")
-    )
+    network = empty(splits, grain=grain, copies=copies)
     network.store(splits.train)
     return network
 
@@ -120,7 +112,7 @@ def ablate(task: str, splits: ImageSplits, images: int) -> None:
         rows.add(name, found, time.perf_counter() - begin)
         return found
 
-    network = memory(splits, GRAINS[task], COPIES)
+    network = stored(splits, GRAINS[task])
     measure(network, "as it is", full)
     assert rows is not None
     for name, reading in changes(task):
@@ -132,10 +124,10 @@ def ablate(task: str, splits: ImageSplits, images: int) -> None:
         found = cross_validated([answers.at(each, each.last) for each in readings], batch, degree=3)
         rows.add(name, found, time.perf_counter() - begin)
     for name, copies in (("no copies", ()), ("copies shifted by a pixel", COPIES[:1])):
-        measure(memory(splits, GRAINS[task], copies), name, full)
-    measure(memory(splits, 4 if GRAINS[task] == 2 else 2, COPIES), "the other grain", full)
+        measure(stored(splits, GRAINS[task], copies), name, full)
+    measure(stored(splits, 4 if GRAINS[task] == 2 else 2), "the other grain", full)
     for count in STORED:
-        few = memory(splits.fewer(count), GRAINS[task], COPIES)
+        few = stored(splits.fewer(count), GRAINS[task])
         begin = time.perf_counter()
         tried = [k for k in NEIGHBOURS if k <= count * few.patterns.copies]
         answers = Answers(few, batch)

@@ -14,6 +14,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from measure import gemm, table
@@ -21,6 +22,7 @@ from measure import gemm, table
 from attractor.images import (
     Corrupted,
     Denoise,
+    ImageSplits,
     Masked,
     PixelEncoding,
     Task,
@@ -49,6 +51,14 @@ CASES: dict[str, tuple[Task, int, tuple[Recollection, ...]]] = {  # task, grain,
     "masked, 2x2": (Masked(patch=2), 2, FINE),
     "denoise": (Denoise(0.7), 4, NOISY),
 }
+
+
+def empty(splits: ImageSplits, *, grain: int, copies: Sequence[str] = COPIES) -> MemoryNetwork:
+    """A memory that has stored nothing yet, as experiment=memory_mnist makes it."""
+    encoding = PixelEncoding(1, splits.side, patch=4, mean=pixel_mean(splits.train))
+    return MemoryNetwork(
+        encoding, descriptions=[*copies], grain=grain, candidates=500, device=torch.device("cpu")
+    )
 
 
 def searching(network: MemoryNetwork) -> float:
@@ -88,16 +98,12 @@ def main(arguments: list[str]) -> None:
     splits = load("mnist", root=given.pop("data.root", "data"))
     if given:
         sys.exit(f"error: {', '.join(given)} is not for this benchmark; see --help")
-    mean = pixel_mean(splits.train)
     product = gemm()
     rows = []
     for name, (task, grain, readings) in CASES.items():
         coefficients = math.comb(len(readings) + 3, 3)  # of a readout of degree 3; its values cost nothing
         heads = Heads(readings, 3, (0.0,) * coefficients)
-        encoding = PixelEncoding(1, splits.side, patch=4, mean=mean)
-        network = MemoryNetwork(
-            encoding, descriptions=COPIES, grain=grain, candidates=500, device=torch.device("cpu")
-        )
+        network = empty(splits, grain=grain)
         begin = time.perf_counter()
         network.store(splits.train)
         stored = time.perf_counter() - begin

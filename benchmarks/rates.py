@@ -12,13 +12,12 @@ from hydra import compose, initialize_config_dir
 
 from attractor.images import ImageSplits, pixel_mean
 from attractor.lab import assessment
-from attractor.lab.build import build_candidates, build_network, build_tasks
-from attractor.lab.build_rule import build_rule, jitter_of
+from attractor.lab.build import build_network, build_tasks, validation_candidates
+from attractor.lab.build_rule import training
 from attractor.lab.config import Config, register, typed
 from attractor.lab.network import Network
 from attractor.lab.rule_config import BackpropConfig, PrecisionName
 from attractor.lab.selection import best_step, choose
-from attractor.lab.training import fit
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _WINDOW = 5  # updates in a row, the best mean of which is their rate
@@ -56,7 +55,7 @@ def measure(config: Config, splits: ImageSplits, *, seconds: float = 30) -> Rate
         config = min(options, key=lambda option: _update(option, splits, seconds=seconds / 10))
     network = _network(config, splits)
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
-    candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
+    candidates = validation_candidates(config)
     steps, images = config.train.validation_steps, config.train.validation_images
     batches = [
         assessment.validation_batch(splits, task, images=images, seed=config.eval.seed)
@@ -102,16 +101,7 @@ def _update(config: Config, splits: ImageSplits, *, seconds: float) -> float:
     network = _network(config, splits)
     tasks = build_tasks(config.task, patch=config.model.patch, side=splits.side)
     taken: list[float] = []
-    for step in fit(
-        network,
-        build_rule(config.rule, network, tasks, seed=config.seed),
-        images=splits.train,
-        steps=config.train.steps,
-        batch_size=config.train.batch_size,
-        learning_rate=getattr(config.rule, "learning_rate", 0.0),
-        jitter=jitter_of(config),
-        seed=config.seed,
-    ):
+    for step in training(config, network, tasks, splits.train):
         taken.append(step.seconds)
         if len(taken) > _WINDOW and sum(taken) > seconds:
             break

@@ -15,7 +15,7 @@ from attractor.images import ImageSplits, Task, pixel_mean
 from attractor.images.symmetries import copies
 from attractor.lab.assessment import choose_retrievals
 from attractor.lab.build import build_network, refuse_memory
-from attractor.lab.build_rule import build_rule
+from attractor.lab.build_rule import training
 from attractor.lab.choices import Choices, choices_to_json, together
 from attractor.lab.config import BesideConfig, Config, DeviceName, Objective
 from attractor.lab.errors import ConfigError, called, configuring
@@ -23,7 +23,6 @@ from attractor.lab.network import Network
 from attractor.lab.report import title
 from attractor.lab.rule_config import StoreConfig
 from attractor.lab.runs import TrainedModel
-from attractor.lab.training import fit
 
 
 @dataclass(frozen=True)
@@ -177,16 +176,6 @@ def to_json(rows: Iterable[Row]) -> dict[str, Any]:
 def _learned(name: str, alone: Config, splits: ImageSplits, tasks: Mapping[str, Task]) -> Network:
     with called(names_of(name)):
         network = build_network(alone.model, pixel_mean(splits.train), seed=alone.seed, device=alone.device)
-        rule = build_rule(alone.rule, network, tasks, seed=alone.seed)
-        for _ in fit(
-            network,
-            rule,
-            images=splits.train,
-            steps=1,
-            batch_size=len(splits.train),
-            learning_rate=0.0,
-            jitter=0.0,
-            seed=alone.seed,
-        ):
+        for _ in training(alone, network, tasks, splits.train):  # once
             pass
     return network

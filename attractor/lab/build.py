@@ -244,6 +244,11 @@ def build_tasks(config: TaskConfig, *, patch: int, side: int) -> dict[str, Task]
     return tasks
 
 
+def validation_candidates(config: Config) -> list[Reading]:
+    """Those of validations in training: the first inertia is enough to tell couplings apart."""
+    return build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
+
+
 def build_candidates(config: Config, *, evidence: bool) -> list[Reading]:
     """The retrievals to choose from, free or with evidence; a transformer has one, of which t is chosen."""
     if isinstance(config.model, LocalLinearMemoryConfig):

@@ -1,9 +1,9 @@
 """Which rule a configuration stands for, the counterpart of `build` for what a network learns by."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from attractor.baselines import Backprop
 from attractor.images import Task
@@ -24,7 +24,7 @@ from attractor.lab.rule_config import (
     StoreConfig,
 )
 from attractor.lab.slot_network import ClosedForm, SlotNetwork
-from attractor.lab.training import Rule
+from attractor.lab.training import Rule, Step, fit
 from attractor.lab.transformers import TaskDescent, TransformerNetwork
 from attractor.physics import (
     SGD,
@@ -100,6 +100,20 @@ def jitter_of(config: Config) -> float:
     if config.train.jitter is not None:
         return config.train.jitter
     return 0.0 if isinstance(config.rule, BackpropConfig | StoreConfig | ClosedFormConfig) else 0.4
+
+
+def training(config: Config, network: Network, tasks: Mapping[str, Task], images: Tensor) -> Iterator[Step]:
+    """All steps of `config` on uint8 images (P, C, H, W), by its rule."""
+    return fit(
+        network,
+        build_rule(config.rule, network, tasks, seed=config.seed),
+        images=images,
+        steps=config.train.steps,
+        batch_size=config.train.batch_size,
+        learning_rate=getattr(config.rule, "learning_rate", 0.0),
+        jitter=jitter_of(config),
+        seed=config.seed,
+    )
 
 
 def _local_rule(config: RuleConfig, seed: int) -> IterativeRule | OneShotRule:

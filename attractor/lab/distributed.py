@@ -85,9 +85,8 @@ class Processes:
             if self.store is not None:
                 try:
                     reason = self._reason(self.store)
-                except (
-                    Terminated
-                ):  # torchrun's, which comes when a peer is lost already; once, see `Signals`
+                except Terminated:
+                    # torchrun sends one to the peers of a process that has ended; `Signals` raises it once
                     reason = self._reason(self.store)
                 raise type(error)(f"{error} ({reason})") from error
             raise

@@ -92,28 +92,25 @@ def _with_heads(
     best, *others = sorted(tried, key=lambda choice: choice.error)
     if not degree or len(corrupted.original) < 2:
         return best
-    kept = best
+
+    def predictions(readings: Sequence[Recollection]) -> list[Tensor]:
+        return [answers.at(reading, reading.last) for reading in readings]
+
+    kept: tuple[Recollection, ...] = ()
+    error = best.error
     joining: list[tuple[Recollection, ...]] = [(_reading(best),)]
     while joining:
-        options = [_read_out(answers, each, corrupted, degree) for each in joining]
-        place = min(range(len(options)), key=lambda index: options[index].error)
-        readings = joining[place]
-        if options[place].error < _WORTH * kept.error:
-            kept = options[place]
+        errors = [cross_validated(predictions(each), corrupted, degree=degree).mean() for each in joining]
+        least, readings = min(zip(map(float, errors), joining, strict=True), key=lambda pair: pair[0])
+        if least < _WORTH * error:
+            kept, error = readings, least
         joining = []
         if len(readings) < most:
             joining = [(*readings, _reading(o)) for o in others if _reading(o) not in readings]
-    return kept
-
-
-def _read_out(
-    answers: Answers, readings: tuple[Recollection, ...], corrupted: Corrupted, degree: int
-) -> Choice:
-    """Heads with a readout fitted to all images; its error is `cross_validated`."""
-    found = [answers.at(reading, reading.last) for reading in readings]
+    if not kept:
+        return best
     every = torch.ones(len(corrupted.original), dtype=torch.bool)
-    heads = Heads(readings, degree, fit_readout(found, corrupted, every, degree=degree))
-    error = float(cross_validated(found, corrupted, degree=degree).mean())
+    heads = Heads(kept, degree, fit_readout(predictions(kept), corrupted, every, degree=degree))
     return Choice(replace(heads, steps=heads.limit), error)
 
 
@@ -122,9 +119,8 @@ def cross_validated(predictions: Sequence[Tensor], corrupted: Corrupted, *, degr
     even = torch.arange(len(corrupted.original)) % 2 == 0
     errors = torch.zeros(len(even), dtype=torch.float64)
     for part in (even, ~even):
-        pixels = read_out(
-            predictions, fit_readout(predictions, corrupted, part, degree=degree), degree=degree
-        )
+        fitted = fit_readout(predictions, corrupted, part, degree=degree)
+        pixels = read_out(predictions, fitted, degree=degree)
         errors[~part] = corrupted.squared_error(pixels).double()[~part]
     return errors
 

@@ -117,7 +117,7 @@ def read_run(folder: str | Path) -> FinishedRun:
     manifest = checkpoints.load(folder / "checkpoints", step=step, rows=range(0))
     return FinishedRun(
         folder=folder,
-        # what stood beside it when it ended: it may have gone on with others than it had at this step
+        # the rows beside the run at its end; when it was resumed, it may have been given others
         config=config_from(manifest.config | {"beside": others.get("settings", {})}),
         choices=choices,
         beside=beside,

@@ -277,7 +277,7 @@ def test_rows_of_another_job_are_chosen_anew(
 
 
 def test_the_switch_makes_no_other_run(make_raw: Callable[..., Any]) -> None:
-    """A run may go on without the rows, and a job that was done with them is done."""
+    """A run may be resumed without the rows, and a job that ended with them is not run again."""
     with_rows, without = (
         leaves(make_raw(f"beside={name}", "folder=unused")) for name in ("digits", "none")
     )

@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from attractor.images import ImageSplits, Task, pixel_mean
 from attractor.lab.assessment import choose_retrievals
 from attractor.lab.build import build_network, build_tasks
-from attractor.lab.build_rule import build_rule, jitter_of
+from attractor.lab.build_rule import training
 from attractor.lab.config import Config, DataConfig, TaskName, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import Network
@@ -17,7 +15,6 @@ from attractor.lab.runs import load_run, same_images
 from attractor.lab.selection import Choice
 from attractor.lab.studies.config import NetworksConfig
 from attractor.lab.studies.study import Tell
-from attractor.lab.training import Step, fit
 
 
 @dataclass(frozen=True)
@@ -129,20 +126,6 @@ def train(config: Config, splits: ImageSplits, tell: Tell) -> Trained:
         if step.index % 50 == 0 or step.last:
             tell(f"training {config.model.name}, step {step.index} of {config.train.steps}")
     return Trained(config, network, untrained, tasks, best_choices(config, network, splits, tasks))
-
-
-def training(config: Config, network: Network, tasks: Mapping[str, Task], images: Tensor) -> Iterator[Step]:
-    """All steps of `config` on uint8 images (P, C, H, W), by its rule."""
-    return fit(
-        network,
-        build_rule(config.rule, network, tasks, seed=config.seed),
-        images=images,
-        steps=config.train.steps,
-        batch_size=config.train.batch_size,
-        learning_rate=getattr(config.rule, "learning_rate", 0.0),
-        jitter=jitter_of(config),
-        seed=config.seed,
-    )
 
 
 def best_choices(

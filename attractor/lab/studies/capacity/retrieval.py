@@ -18,11 +18,11 @@ from attractor.baselines.similarities import Euclidean, Inverse
 from attractor.baselines.universal import separation, similarity
 from attractor.images import Corrupted, Task, pixel_mean, to_pixels
 from attractor.lab.build import build_candidates, build_network
+from attractor.lab.build_rule import training
 from attractor.lab.config import Config
 from attractor.lab.network import AttractorNetwork, Recall
 from attractor.lab.selection import choose
 from attractor.lab.studies.config import CapacityConfig
-from attractor.lab.studies.networks import training
 
 DISTANCES = ("euclidean", "manhattan", "mahalanobis")  # whose scores are negative
 BETAS = tuple(2.0**k for k in range(-5, 11))

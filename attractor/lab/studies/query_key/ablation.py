@@ -13,7 +13,7 @@ import torch
 
 from attractor.images import ImageSplits, pixel_mean
 from attractor.lab.assessment import validation_batch
-from attractor.lab.build import build_candidates, build_network, build_tasks
+from attractor.lab.build import build_network, build_tasks, validation_candidates
 from attractor.lab.build_rule import jitter_of
 from attractor.lab.config import Config
 from attractor.lab.errors import ConfigError
@@ -132,8 +132,7 @@ def trained(
         name: validation_batch(splits, task, images=config.train.validation_images, seed=config.eval.seed)
         for name, task in tasks.items()
     }
-    # the first inertia is enough to tell couplings apart, as in train.py
-    candidates = build_candidates(config, evidence=False)[:: len(config.dynamics.inertias)]
+    candidates = validation_candidates(config)
     iterations = config.train.validation_steps
     watched = watched_steps(query_key(config).steps)
     curve: list[float] = []
