@@ -135,7 +135,7 @@ class Race:
             found, cost = answered(folder), measured(folder)
             for task, answer in found.items():
                 parts = (cost.learning, cost.choosing[task], IMAGES * answer.image)
-                words = kind.replace("_", " ")
+                words = kind.replace("3000", "3,000").replace("_", " ")
                 yield Point(model, words, task, parts, answer.error, answer.standard_error)
 
 

@@ -120,7 +120,10 @@ def references(run: TrainedModel, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def draw(points: Sequence[Point], lines: dict[str, dict[str, float]]) -> Figure:
-    """A panel for each task, both axes logarithmic; points of a model joined in the order of seconds."""
+    """A panel for each task, both axes logarithmic.
+
+    Points that differ in updates alone are joined; the others have their names beside them.
+    """
     models = list(dict.fromkeys(point.model for point in points))
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 3.2), layout="constrained")
@@ -131,25 +134,30 @@ def draw(points: Sequence[Point], lines: dict[str, dict[str, float]]) -> Figure:
                     (point for point in points if point.task == task and point.model == model),
                     key=lambda point: point.seconds,
                 )
+                trained = any("updates" in point.kind for point in mine)
                 axes.errorbar(
                     [point.seconds for point in mine],
                     [point.error for point in mine],
                     [point.standard_error for point in mine],
-                    fmt=f"{marker}-",
+                    fmt=f"{marker}-" if trained else marker,
                     color=colour,
                     markersize=4,
                     label=title(model),
                 )
-                for point in mine:
-                    if "updates" not in point.kind:
-                        place = (point.seconds, point.error)
-                        axes.annotate(
-                            point.kind, place, (3, 4), textcoords="offset points", fontsize=5, color=colour
-                        )
+                offset = (-4, 5) if marker == "D" else (-4, -9)  # names of the last model above its points
+                for point in [] if trained else mine:
+                    place = (point.seconds, point.error)
+                    axes.annotate(
+                        point.kind, place, offset, textcoords="offset points", fontsize=5, color=colour
+                    )
             for name, error in errors.items():
                 reference_line(axes, name, error)
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.set_ylim(bottom=0.007)
+            axes.set_yticks([0.01, 0.02, 0.04], ["0.01", "0.02", "0.04"])
+            axes.set_xticks([10, 100, 1000], ["10", "100", "1,000"])
+            axes.minorticks_off()
             axes.set_xlabel("seconds: learning, choosing and 1,000 images")
             axes.set_ylabel("validation error (pixel$^2$)")
             axes.set_title(f"{TASK_WORDS[task]}, 4x4 patches")

@@ -1,9 +1,8 @@
 """The paper's comparison: its numbers are those of the runs, its spread that of the seeds."""
 
 import json
+import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from attractor.lab.config import REFERENCES
 from attractor.lab.errors import ConfigError
 from attractor.lab.network import Recall
 from attractor.lab.paper import read_jobs
+from tests.warm import WarmPython
 
 ARMS = {
     "0": ("seed=0",),
@@ -227,16 +227,16 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
     assert paper.main([str(tmp_path)]) == 2
 
 
-def test_one_command_trains_and_compares(root: Path, tmp_path: Path) -> None:
+def test_one_command_trains_and_compares(root: Path, warm: WarmPython, tmp_path: Path) -> None:
     """scripts/paper.py: the arms that are asked for, then tables and figures. Again, it trains nothing."""
     command = [
-        *(sys.executable, root / "scripts" / "paper.py", "experiment=paper_quick", "data=synthetic"),
+        *(root / "scripts" / "paper.py", "experiment=paper_quick", "data=synthetic"),
         *("arm=bare_4x4,transformer_masked", "train.steps=4", "train.validation_images=8", "eval.steps=6"),
         *("dynamics.validation_images=8", "eval.images=8", "wandb=disabled", f"hydra.sweep.dir={tmp_path}"),
     ]
     before: dict[Path, int] = {}
     for again in (False, True):
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+        done = warm.run(command, cwd=root, environment=os.environ)
         assert done.returncode == 0, done.stderr
         written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")}
         assert len(written) == 2
@@ -245,5 +245,4 @@ def test_one_command_trains_and_compares(root: Path, tmp_path: Path) -> None:
         results = json.loads((tmp_path / "comparison" / "4x4" / "results.json").read_text())
         assert set(results["tasks"]["masked"]) == {"bare_attention", "transformer", *REFERENCES}
         assert (tmp_path / "comparison" / "4x4" / "figure_1.png").is_file()
-    bad = subprocess.run([*command, "train.stepz=4"], cwd=root, capture_output=True, text=True, timeout=300)
-    assert bad.returncode == 1
+    assert warm.run([*command, "train.stepz=4"], cwd=root, environment=os.environ).returncode == 1
