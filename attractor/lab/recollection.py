@@ -130,14 +130,19 @@ class Heads:
         return f"{words}; read out by a polynomial of degree {self.degree}"
 
 
+def exponents(heads: int, *, degree: int) -> list[tuple[int, ...]]:
+    """All e with sum_h e_h <= degree, the last head's counting up first."""
+    every = itertools.product(range(degree + 1), repeat=heads)
+    return [found for found in every if sum(found) <= degree]
+
+
 def monomials(values: Sequence[Tensor], *, degree: int) -> Iterator[Tensor]:
-    """prod_h x_h^e_h of tensors x_h of one shape, for all exponents with a sum of at most `degree`."""
-    for exponents in itertools.product(range(degree + 1), repeat=len(values)):
-        if sum(exponents) <= degree:
-            product = torch.ones_like(values[0])
-            for value, exponent in zip(values, exponents, strict=True):
-                product *= value**exponent
-            yield product
+    """prod_h x_h^e_h of tensors x_h of one shape, in the order of `exponents`."""
+    for powers in exponents(len(values), degree=degree):
+        product = torch.ones_like(values[0])
+        for value, power in zip(values, powers, strict=True):
+            product *= value**power
+        yield product
 
 
 def read_out(values: Sequence[Tensor], readout: Sequence[float], *, degree: int) -> Tensor:

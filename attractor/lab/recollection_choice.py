@@ -19,11 +19,12 @@ from attractor.images import Corrupted, Denoise, Task
 from attractor.lab.config import LocalLinearMemoryConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.memory_network import Answers, MemoryNetwork
-from attractor.lab.recollection import Heads, Recollection, monomials, read_out
+from attractor.lab.recollection import Heads, Recollection, exponents, monomials, read_out
 from attractor.lab.selection import Choice, best_of
 
 _NEIGHBOURS = (150, 400, 1000)  # tried where there are more patterns
 _WORTH = 0.997  # of the error before, at most, is what a readout or a further head must reach
+_RIDGE = 1e-4  # of a readout: that of noise of a hundredth of the range of a pixel
 
 
 def first_recollection(config: LocalLinearMemoryConfig, *, noise_variance: float) -> Recollection:
@@ -128,8 +129,12 @@ def cross_validated(predictions: Sequence[Tensor], corrupted: Corrupted, *, degr
 def fit_readout(
     predictions: Sequence[Tensor], corrupted: Corrupted, images: Tensor, *, degree: int
 ) -> tuple[float, ...]:
-    """a_k: least squares of the clean pixels of some images on the monomials of their predictions.
+    """a_k, from the clean pixels of some images: least squares with a ridge towards the first prediction.
 
+        min_a  mean (pixel - sum_k a_k m_k)^2 + ridge |a - a_0|^2,      a_0: 1 for m = x_1, 0 for the others
+
+    as if every monomial m_k had noise of this variance. Without it the little that two heads disagree about
+    gets coefficients of 30, and other images than these worse answers than by one head (docs/beyond.md).
     Of masked images hidden pixels count. images: (B,) bool.
     """
     counted = torch.ones_like(corrupted.original, dtype=torch.bool)
@@ -138,9 +143,12 @@ def fit_readout(
     counted[~images] = False
     values = [each[counted].double() for each in predictions]
     features = torch.stack(list(monomials(values, degree=degree)), 1)
-    target = corrupted.original[counted].double().unsqueeze(1)
-    # heads that agree everywhere, or a constant one, leave the least squares undetermined: the least a then
-    return tuple(torch.linalg.lstsq(features, target, driver="gelsd").solution.squeeze(1).tolist())
+    gram = features.T @ features / len(features)
+    gram.diagonal().add_(_RIDGE)
+    missing = features.T @ (corrupted.original[counted].double() - values[0]) / len(features)
+    found = torch.linalg.solve(gram, missing)
+    found[exponents(len(values), degree=degree).index((1, *[0] * (len(values) - 1)))] += 1
+    return tuple(found.tolist())
 
 
 def check_neighbours(config: LocalLinearMemoryConfig, *, stored: int, copies: int) -> None:
