@@ -57,23 +57,23 @@ FIELDS = {
 # fewer candidates than for the tables: at the smallest budget there is no time for more
 BARE = {"dynamics.evidence": "[]", "dynamics.screening_steps": "3", "dynamics.finalists": "1"}
 ONE_ATTENTION = {"model.copies": "[]", "model.reaches": "[]", "model.candidates": "2000"}
-# model -> kind -> arm -> fields
+# model -> kind, as the figure calls it -> arm -> fields
 UNTRAINED = {
     "local_linear_memory": {
-        "one_attention": {
+        "one attention": {
             "memory_4x4_masked": ONE_ATTENTION
             | {"model.neighbours": "[1000]", "model.ridges": "[0.001,0.01]"},
             "memory_denoise": ONE_ATTENTION | {"model.iterations": "2"},
         },
-        "3000_images": {
+        "3,000 images": {
             "memory_4x4_masked": {"data.train_images": "3000"},
             "memory_denoise": {"data.train_images": "3000"},
         },
-        "all_images": {"memory_4x4_masked": {}, "memory_denoise": {}},
+        "all images": {"memory_4x4_masked": {}, "memory_denoise": {}},
     },
     "slots": {
-        "100_slots": {"slots_4x4": {"model.slots": "100", "model.parents": "10"}},
-        "500_slots": {"slots_4x4": {}},
+        "100 slots": {"slots_4x4": {"model.slots": "100", "model.parents": "10"}},
+        "500 slots": {"slots_4x4": {}},
     },
 }
 
@@ -131,12 +131,11 @@ class Race:
     def untrained(self, model: str, kind: str) -> Iterator[Point]:
         """The points of a memory or of slots, a run for each arm."""
         for arm, own in UNTRAINED[model][kind].items():
-            folder = self.run(kind, arm, own)
+            folder = self.run(kind.replace(",", "").replace(" ", "_"), arm, own)
             found, cost = answered(folder), measured(folder)
             for task, answer in found.items():
                 parts = (cost.learning, cost.choosing[task], IMAGES * answer.image)
-                words = kind.replace("3000", "3,000").replace("_", " ")
-                yield Point(model, words, task, parts, answer.error, answer.standard_error)
+                yield Point(model, kind, task, parts, answer.error, answer.standard_error)
 
 
 def tables(points: Sequence[Point], lines: dict[str, dict[str, float]]) -> None:

@@ -154,7 +154,8 @@ def draw(points: Sequence[Point], lines: dict[str, dict[str, float]]) -> Figure:
                 reference_line(axes, name, error)
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_ylim(bottom=0.007)
+            lowest = min(point.error for point in points if point.task == task)
+            axes.set_ylim(bottom=min(0.007, 0.75 * lowest))  # room for names below the points
             axes.set_yticks([0.01, 0.02, 0.04], ["0.01", "0.02", "0.04"])
             axes.set_xticks([10, 100, 1000], ["10", "100", "1,000"])
             axes.minorticks_off()

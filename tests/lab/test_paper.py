@@ -236,7 +236,7 @@ def test_one_command_trains_and_compares(root: Path, warm: WarmPython, tmp_path:
     ]
     before: dict[Path, int] = {}
     for again in (False, True):
-        done = warm.run(command, cwd=root, environment=os.environ)
+        done = warm.run(command, cwd=root, environment=os.environ, timeout=300)
         assert done.returncode == 0, done.stderr
         written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")}
         assert len(written) == 2
@@ -245,4 +245,5 @@ def test_one_command_trains_and_compares(root: Path, warm: WarmPython, tmp_path:
         results = json.loads((tmp_path / "comparison" / "4x4" / "results.json").read_text())
         assert set(results["tasks"]["masked"]) == {"bare_attention", "transformer", *REFERENCES}
         assert (tmp_path / "comparison" / "4x4" / "figure_1.png").is_file()
-    assert warm.run([*command, "train.stepz=4"], cwd=root, environment=os.environ).returncode == 1
+    bad = warm.run([*command, "train.stepz=4"], cwd=root, environment=os.environ, timeout=300)
+    assert bad.returncode == 1

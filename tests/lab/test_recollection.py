@@ -170,6 +170,9 @@ def test_a_readout_is_a_polynomial_near_its_first_head(splits: ImageSplits) -> N
     assert found == pytest.approx(tuple(np.linalg.lstsq(*both)[0] + start), abs=1e-8)
     heads = Heads((Recollection(neighbours=1),) * 2, 3, found)
     torch.testing.assert_close(heads.predict([x, y]), clean, rtol=0, atol=0.03)
+    constant = torch.full_like(x, 0.5)
+    level = Heads((Recollection(neighbours=1),), 4, fit_readout([constant], asked, some, degree=4))
+    assert float(level.predict([constant])[0, 0, 0, 0]) == pytest.approx(target.mean(), abs=1e-4)
 
 
 def test_a_readout_of_dark_pixels_can_be_asked_for_bright_ones() -> None:
