@@ -670,6 +670,28 @@ MUTANTS += [
         ),
     )
 ]
+MUTANTS += [
+    Mutant(
+        "recollection_choice.py", old, new, f"memory: {why}", part="lab", tests=("test_recollection.py",)
+    )
+    for old, new, why in (
+        (
+            "gram.diagonal().add_(_RIDGE)",
+            "gram.diagonal().add_(1e-9)",
+            "a readout of large coefficients that cancel on the images of its choice",
+        ),
+        (
+            "missing = features.T @ (corrupted.original[counted].double() - values[0]) / len(features)",
+            "missing = features.T @ (corrupted.original[counted].double() - values[-1]) / len(features)",
+            "a readout corrects another head than the one that it starts from",
+        ),
+        (
+            "errors[~part] = corrupted.squared_error(pixels).double()[~part]",
+            "errors[part] = corrupted.squared_error(pixels).double()[part]",
+            "a readout is judged by the images to which it was fitted",
+        ),
+    )
+]
 
 
 def plant(mutant: Mutant) -> str:
@@ -690,9 +712,10 @@ def judge(mutant: Mutant | None, part: str, tests: tuple[str, ...]) -> tuple[str
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Path(folder)
         ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "attractor", copy / "attractor", ignore=ignore)
-        shutil.copytree(ROOT / "tests" / part, copy / "tests" / part, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", copy)
+        for name in ("attractor", "conf", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        for name in ("pyproject.toml", "train.py", "evaluate.py"):
+            shutil.copy(ROOT / name, copy)
         (copy / "conftest.py").write_text(GUARD, encoding="utf-8")
         folder_of_tests = copy / "tests" / part
         files = [folder_of_tests / name for name in tests] or sorted(folder_of_tests.glob("test_*.py"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -47,10 +48,14 @@ def reference_line(axes: Axes, name: str, error: float) -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write name.png and name.pdf; returns the PNG."""
+    """Write name.png and name.pdf, without empty margins; returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.pdf", bbox_inches="tight")
-    figure.savefig(folder / f"{name}.png", dpi=220, bbox_inches="tight")
+    # laid out once for both: with "constrained" and "tight" alone each of them is drawn four times
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    inches = figure.get_tightbbox().padded(0.1)
+    figure.savefig(folder / f"{name}.pdf", bbox_inches=inches)
+    figure.savefig(folder / f"{name}.png", dpi=220, bbox_inches=inches)
     return folder / f"{name}.png"
 
 
@@ -184,13 +189,19 @@ def image_grid(columns: Sequence[tuple[str, Tensor]], folder: Path, name: str, *
         size = PAGE / 9
         figure = Figure(figsize=(size * len(columns), size * rows + 0.4), layout="constrained")
         figure.suptitle(heading, fontsize=8)
-        cells = figure.subplots(rows, len(columns), squeeze=False)
-        for column, (text, pixels) in enumerate(columns):
+        strips = figure.subplots(1, len(columns), squeeze=False)[0]
+        for axes, (text, pixels) in zip(strips, columns, strict=True):
             # as wide as an image
-            cells[0, column].set_title(textwrap.fill(text, 14) if "$" not in text else text, fontsize=7)
-            for row, image in enumerate(pixels):
-                show(cells[row, column], image)
+            axes.set_title(textwrap.fill(text, 14) if "$" not in text else text, fontsize=7)
+            show(axes, below_each_other(pixels))
         return save(figure, folder, name)
+
+
+def below_each_other(images: Tensor) -> Tensor:
+    """Images (rows, C, H, W) as one (C, rows (H + gap) - gap, W), the gaps white."""
+    gap = max(1, images.shape[-1] // 10)
+    padded = torch.nn.functional.pad(images.clamp(0, 1), (0, 0, 0, gap), value=1.0)
+    return padded.movedim(0, 1).flatten(1, 2)[:, :-gap]
 
 
 def show(axes: Axes, image: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Configurations as the commands compose them, and one small trained run that many tests look at."""
 
 import base64
+import copy
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -113,14 +117,35 @@ def tiny() -> tuple[str, ...]:
     return TINY
 
 
+@cache
+def composed(name: str, groups: tuple[str, ...]) -> DictConfig:
+    """conf/ with these choices of files; what it returns is shared."""
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=list(groups))
+
+
+def is_field(override: str) -> bool:
+    """Whether it is KEY=VALUE for a field, which decides nothing about which files of conf/ are read."""
+    key = override.partition("=")[0]
+    return key.replace(".", "").isidentifier() and not (ROOT / "conf" / key).is_dir()
+
+
 @pytest.fixture(scope="session")
 def make_raw() -> Callable[..., DictConfig]:
-    """A function that composes conf/ as train.py does, or with name="evaluate" as evaluate.py does."""
+    """A function that composes conf/ as train.py does, or with name="evaluate" as evaluate.py does.
+
+    Files are composed once for each choice of them, which takes half a second; fields are set afterwards,
+    by the functions with which Hydra sets them.
+    """
+    parser = OverridesParser.create()
 
     def make(*overrides: str, name: str = "config") -> DictConfig:
-        register()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose(name, overrides=list(overrides))
+        files = composed(name, tuple(word for word in overrides if not is_field(word)))
+        config = copy.deepcopy(files)
+        fields = parser.parse_overrides([word for word in overrides if is_field(word)])
+        ConfigLoaderImpl._apply_overrides_to_config(fields, config)
+        return config
 
     return make
 

@@ -44,6 +44,7 @@ from attractor.lab.folder import RunFolder
 from attractor.lab.metrics import MetricsFile
 from attractor.lab.validation import validate
 from attractor.physics import LocalEnergy
+from tests.warm import forked
 
 # a run of which much can be lost: rows are drawn, so that there is a generator whose state must come back
 STEPS = 10
@@ -177,11 +178,7 @@ def serve() -> None:
             continue
         if "MIRROR" in request["environment"]:
             import torchvision.datasets  # noqa: F401 - which takes seconds, and the child has it then
-        child = os.fork()
-        if not child:
-            work(request)
-            sys.exit(0)
-        print(child, flush=True)
+        print(forked(lambda request=request: work(request)), flush=True)
 
 
 def work(request: dict[str, Any]) -> None:

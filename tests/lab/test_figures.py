@@ -173,18 +173,20 @@ def test_a_grid_shows_the_trajectory(trained, drawn: list[Figure], tmp_path: Pat
     reference = ("training mean", TrainingMean(splits.train))
     trajectory = Trajectory(batch, list(islice(recall.reconstruct(batch), 6)), retrieval)
     portraits.retrieval_grid(trajectory, reference, tmp_path, name="grid", heading="head", rows=2)
-    cells = np.array(drawn[0].axes).reshape(2, -1)
-    titles = [axes.get_title() for axes in cells[0]]
+    strips = drawn[0].axes
+    titles = [axes.get_title() for axes in strips]
     assert titles == ["original", "corrupted", "$t=1$", "$t=3$, chosen", "$t=5$", "training mean"]
     states = recall.reconstruct(first_images(batch, 2))
     curve = [next(states) for _ in range(5)]
     for column, state in ((2, curve[0]), (3, curve[2]), (4, curve[4])):
         for row in range(2):
-            shown = np.asarray(cells[row, column].images[0].get_array())
+            shown = np.asarray(strips[column].images[0].get_array())[9 * row : 9 * row + 8]
             expected = torch.where(batch.pixel_mask[row], state[row], batch.original[row])
             np.testing.assert_allclose(shown, expected[0].numpy(), atol=1e-6)
-    seen = np.asarray(cells[0, 1].images[0].get_array())
-    assert (seen[batch.pixel_mask[0, 0].numpy()] == 0.5).all(), "hidden pixels are grey, not black"
+    seen = np.asarray(strips[1].images[0].get_array())
+    assert seen.shape == (17, 8), "two images with a gap of a pixel"
+    assert (seen[8] == 1).all()
+    assert (seen[:8][batch.pixel_mask[0, 0].numpy()] == 0.5).all(), "hidden pixels are grey, not black"
 
 
 def test_couplings_are_those_of_the_named_neighbours(trained, drawn: list[Figure], tmp_path: Path) -> None:

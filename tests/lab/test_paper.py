@@ -2,7 +2,9 @@
 
 import json
 import os
+import runpy
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -227,17 +229,30 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
     assert paper.main([str(tmp_path)]) == 2
 
 
-def test_one_command_trains_and_compares(root: Path, warm: WarmPython, tmp_path: Path) -> None:
-    """scripts/paper.py: the arms that are asked for, then tables and figures. Again, it trains nothing."""
-    command = [
-        *(root / "scripts" / "paper.py", "experiment=paper_quick", "data=synthetic"),
+def test_one_command_trains_and_compares(
+    root: Path, warm: WarmPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scripts/paper.py: the arms that are asked for, then tables and figures. Again, it trains nothing.
+
+    What it starts is started where torch is imported already; see test_command.py for how it starts it.
+    """
+    said: list[str] = []
+
+    def child(arguments: Sequence[str | Path]) -> int:
+        done = warm.run(arguments, cwd=root, environment=os.environ, timeout=300)
+        said.append(done.stderr)
+        return done.returncode
+
+    monkeypatch.setattr("attractor.lab.command.child", child)
+    asked = [
+        *("experiment=paper_quick", "data=synthetic"),
         *("arm=bare_4x4,transformer_masked", "train.steps=4", "train.validation_images=8", "eval.steps=6"),
         *("dynamics.validation_images=8", "eval.images=8", "wandb=disabled", f"hydra.sweep.dir={tmp_path}"),
     ]
+    script = runpy.run_path(str(root / "scripts" / "paper.py"))
     before: dict[Path, int] = {}
     for again in (False, True):
-        done = warm.run(command, cwd=root, environment=os.environ, timeout=300)
-        assert done.returncode == 0, done.stderr
+        assert script["main"](asked) == 0, said
         written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")}
         assert len(written) == 2
         assert written == (before if again else written)
@@ -245,5 +260,4 @@ def test_one_command_trains_and_compares(root: Path, warm: WarmPython, tmp_path:
         results = json.loads((tmp_path / "comparison" / "4x4" / "results.json").read_text())
         assert set(results["tasks"]["masked"]) == {"bare_attention", "transformer", *REFERENCES}
         assert (tmp_path / "comparison" / "4x4" / "figure_1.png").is_file()
-    bad = warm.run([*command, "train.stepz=4"], cwd=root, environment=os.environ, timeout=300)
-    assert bad.returncode == 1
+    assert script["main"]([*asked, "train.stepz=4"]) == 1
