@@ -199,7 +199,9 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
         rows = []
         if asked and processes.first:
             with tqdm(desc="choosing for models beside", **plain) as bar:
-                rows = beside.choose(asked, splits, tasks, progress=bar.set_postfix_str)
+                rows, left_out = beside.choose(asked, splits, tasks, progress=bar.set_postfix_str)
+            for reason in left_out:
+                folder.say(f"warning: {reason}")
         with tqdm(desc="evaluating", **plain) as bar:
             references = {}
             if processes.first:

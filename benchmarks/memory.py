@@ -43,7 +43,16 @@ MASKED = (
 )
 FINE = (Recollection(neighbours=400, reach=1.5, window=96),)
 NOISY = (
-    Recollection(neighbours=500, reach=4.0, window=160, pull=6.0, coupled=True, common=2, limit=3),
+    Recollection(
+        neighbours=500,
+        inverse_temperature=3.0,
+        reach=4.0,
+        window=160,
+        pull=6.0,
+        coupled=True,
+        common=2,
+        limit=3,
+    ),
     Recollection(neighbours=2000, inverse_temperature=0.35, relative=False, softening=float("inf")),
 )
 CASES: dict[str, tuple[Task, int, tuple[Recollection, ...]]] = {  # task, grain, heads

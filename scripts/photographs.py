@@ -1,12 +1,12 @@
 """Colour crops of scikit-learn's two sample photographs, as a .npz file for data=npz.
 
-    uv run scripts/photographs.py FILE [--side 16] [--count 4000] [--seed 0]
+    uv run scripts/photographs.py FILE [--side 16] [--count 4000] [--seed 0] [--from-right]
     uv run train.py data=npz data.root=FILE
 
 china.jpg and flower.jpg are 427 x 640 pixels. The left three fifths of each are cut for training, the next
 fifth for validation, the last one for tests: no pixel is in crops of two kinds. Of COUNT crops 80 % are for
 training and 10 % each for the others, half of them from each photograph; none is there twice, but crops of
-one kind may overlap.
+one kind may overlap. With --from-right the photographs are cut from their right ends, mirrored.
 """
 
 import argparse
@@ -35,12 +35,12 @@ def crops(photograph: np.ndarray, *, side: int, count: int, generator: np.random
     return np.moveaxis(views[chosen // columns, chosen % columns], 1, -1)
 
 
-def splits(*, side: int, count: int, seed: int) -> dict[str, np.ndarray]:
+def splits(*, side: int, count: int, seed: int, from_right: bool = False) -> dict[str, np.ndarray]:
     """train, validation and test: uint8 (P, side, side, 3). ValueError for sizes that cannot be cut."""
     if count < 20 or count % 20:
         raise ValueError(f"count is {count}; it must be a multiple of 20, for shares of 80, 10 and 10 %")
     generator = np.random.default_rng(seed)
-    photographs = load_sample_images().images
+    photographs = [image[:, ::-1] if from_right else image for image in load_sample_images().images]
     regions = {
         name: [p[:, round(left * p.shape[1]) : round(right * p.shape[1])] for p in photographs]
         for name, (left, right) in REGIONS.items()
@@ -63,12 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=16, help="of a crop, pixels")
     parser.add_argument("--count", type=int, default=4000, help="of crops, in all")
     parser.add_argument("--seed", type=int, default=0, help="of their places")
+    parser.add_argument("--from-right", action="store_true", help="mirrored: other regions for each kind")
     given = parser.parse_args(arguments)
     path = given.file.expanduser()
     if path.suffix != ".npz" or path.exists():
         parser.error(f"{path} exists or is no .npz; give a new file that ends in .npz")
     try:
-        found = splits(side=given.side, count=given.count, seed=given.seed)
+        found = splits(side=given.side, count=given.count, seed=given.seed, from_right=given.from_right)
         np.savez_compressed(path, **found)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -77,7 +77,7 @@ def possible(config: Config, splits: ImageSplits) -> tuple[dict[str, Config], li
                 build_network(alone.model, pixel_mean(splits.train), seed=alone.seed, device=alone.device)
                 refuse_memory(alone.model, splits)
         except ConfigError as error:
-            reasons.append(f"the table has no row of {title(alone.model.name)}: {error}")
+            reasons.append(_no_row(alone, error))
         else:
             rows[name] = alone
     return rows, reasons
@@ -89,10 +89,11 @@ def choose(
     tasks: Mapping[str, Task],
     *,
     progress: Callable[[str], Any] = lambda text: None,
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     """Let every model see the training images, and choose on validation images how it is read.
 
-    Those of the last call are kept, as `assessment.references` are.
+    Returns the rows, and why others are left out: some images make no slots. Those of the last call are
+    kept, as `assessment.references` are.
     """
     settings = [
         (
@@ -106,7 +107,8 @@ def choose(
         )
         for run in rows.values()
     ]
-    return list(_chosen(_Asked(splits.fingerprint, repr(settings), rows, splits, tasks, progress)))
+    found, reasons = _chosen(_Asked(splits.fingerprint, repr(settings), rows, splits, tasks, progress))
+    return list(found), list(reasons)
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ class _Asked:
 
 
 @lru_cache(maxsize=1)
-def _chosen(asked: _Asked) -> tuple[Row, ...]:
-    found = []
+def _chosen(asked: _Asked) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    found, reasons = [], []
     for name, alone in asked.rows.items():
         words = title(alone.model.name)
 
@@ -132,10 +134,18 @@ def _chosen(asked: _Asked) -> tuple[Row, ...]:
 
         begin = time.perf_counter()
         tell("training images")
-        network = _learned(name, alone, asked.splits, asked.tasks)
+        try:
+            network = _learned(name, alone, asked.splits, asked.tasks)
+        except ConfigError as error:
+            reasons.append(_no_row(alone, error))
+            continue
         choices = choose_retrievals(alone, network, asked.splits, asked.tasks, progress=tell)
         found.append(Row(network, choices, time.perf_counter() - begin))
-    return tuple(found)
+    return tuple(found), tuple(reasons)
+
+
+def _no_row(alone: Config, error: ConfigError) -> str:
+    return f"the table has no row of {title(alone.model.name)}: {error}"
 
 
 def again(

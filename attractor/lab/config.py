@@ -126,7 +126,7 @@ class LocalLinearMemoryConfig(ModelConfig):
     shrinkages: list[float] = field(default_factory=list)  # towards the covariance of all patterns
     ridges: list[float] = field(default_factory=list)  # variance of a visible pixel, of masked images
     softenings: list[float] = field(default_factory=list)  # rho_0, of noisy images
-    window: int = MISSING  # pixels that answer for a token, the nearest observed ones
+    window: int = MISSING  # components (of all channels) that answer for a token, the nearest observed
     heads: int = MISSING  # readings at most, of those that were tried, that the readout puts together
     readout: int = MISSING  # degree of the polynomial that turns their predictions into pixels; 0: none
 

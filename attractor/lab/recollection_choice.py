@@ -219,9 +219,7 @@ def _alternatives(
 
 
 def _matters(name: str, reading: Recollection) -> bool:
-    """Whether a reading heeds a field: linear regression has no attention, and a single t no state."""
-    if reading.neighbours is None and name in ("inverse_temperature", "shrinkage"):
-        return False
+    """Whether a reading heeds a field: one attention for all has no reach, a single t no state."""
     if reading.reach is None and name in ("shrinkage", "common", "coupled"):
         return False
     return reading.limit > 1 or name not in ("pull", "common", "coupled")

@@ -56,7 +56,10 @@ class LocalLinearMemory:
         return LocalLinearMemory(self.patterns, attention, squared_distances=self.squared_distances)
 
     def conditional_mean(self, x: Tensor, *, evidence: Shortlist, rows: range | None = None) -> Tensor:
-        """The answer (B, R, D) to the evidence in the state x (B, N, D); x for tokens not asked for."""
+        """The answer (B, R, D) to the evidence in the state x (B, N, D); x for tokens not asked for.
+
+        Where nothing is known, no pattern is better than another: the answer is the mean of all.
+        """
         memory = self.patterns
         expected = (len(evidence.patterns), memory.tokens, memory.dim)
         if x.shape != expected:
@@ -69,6 +72,9 @@ class LocalLinearMemory:
             asked = (chosen if evidence.asked is None else chosen & evidence.asked[b]).nonzero().squeeze(1)
             if len(asked):
                 known = _Known(evidence, b, x[b].flatten(), self.attention.pull)
+                if not known.confidence.any():
+                    answer[b, asked - rows.start] = memory.moments[0].to(x).view(memory.tokens, -1)[asked]
+                    continue
                 answer[b, asked - rows.start] = self._answer(asked, known)
         return answer
 

@@ -189,6 +189,12 @@ def test_photographs_are_cut_apart(tmp_path: Path, capsys: pytest.CaptureFixture
         for index, image in enumerate(images):
             view = views[index * 2 // len(images)]  # the second half is from the second photograph
             assert (view == image).all(axis=(2, 3, 4)).any()
+    mirrored = photographs.splits(side=8, count=40, seed=0, from_right=True)["test"]
+    left = photographs.load_sample_images().images[0][:, :128]  # its left fifth
+    views = np.lib.stride_tricks.sliding_window_view(left, (8, 8), axis=(0, 1))
+    assert all(
+        (views == image[:, ::-1].transpose(2, 0, 1)).all(axis=(2, 3, 4)).any() for image in mirrored[:2]
+    )
     with pytest.raises(SystemExit, match="2"):
         photographs.main([str(path)])
     assert "new file" in capsys.readouterr().err

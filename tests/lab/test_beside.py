@@ -248,6 +248,22 @@ def test_a_row_that_the_images_do_not_allow_is_left_out(
     assert "slots" not in run.results["tasks"]["masked"]["models"]
 
 
+def test_a_row_that_cannot_learn_is_left_out(
+    make_config: Callable[..., Any], splits: ImageSplits, tmp_path: Path
+) -> None:
+    """Three images, each ten times, leave slots empty: seen after training, which must not be lost."""
+    images = replace(splits, train=splits.train[:3].repeat(10, 1, 1, 1))
+    config = make_config(*SMALL, "beside.memory.neighbours=[20]", "eval.steps=3", f"folder={tmp_path}")
+    tasks = build_tasks(config.task, patch=2, side=images.side)
+    asked, left_out = beside.possible(config, images)
+    assert not left_out
+    rows, left_out = beside.choose(asked, images, tasks)
+    assert [type(row.network).__name__ for row in rows] == ["MemoryNetwork"]
+    (reason,) = left_out
+    assert reason.startswith("the table has no row of slots: ")
+    assert "have no images" in reason
+
+
 def test_rows_of_another_job_are_chosen_anew(
     make_config: Callable[..., Any], splits: ImageSplits, tmp_path: Path
 ) -> None:
@@ -259,7 +275,9 @@ def test_rows_of_another_job_are_chosen_anew(
         tasks = build_tasks(config.task, patch=2, side=images.side)
         asked, left_out = beside.possible(config, images)
         assert not left_out
-        return beside.choose(asked, images, tasks)
+        chosen, left_out = beside.choose(asked, images, tasks)
+        assert not left_out
+        return chosen
 
     first = rows(splits)
     again = rows(replace(splits), "seed=3", "rule.learning_rate=0.1", f"folder={tmp_path / 'other'}")

@@ -215,6 +215,22 @@ def test_a_token_by_its_formula(coupled: bool) -> None:
     torch.testing.assert_close(found, (mean + covariance @ shift)[20:24], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("reach", [None, 2.0])
+def test_where_nothing_is_known_the_answer_is_the_mean(reach: float | None) -> None:
+    """All scores are equal then, and a top K of them is whichever K come first."""
+    corrupted, _ = masked(2)
+    memory, pixels = stored(("shift 1",)), to_patches(corrupted.original, patch=PATCH).flatten(1)
+    visible = torch.zeros_like(pixels, dtype=torch.bool)
+    visible[1, :8] = True
+    known = memory.search(seen(pixels, visible, variance=1e-3), 100)
+    x = torch.zeros(2, TOKENS, PATCH**2, dtype=torch.float64)
+    found = answer(memory, LocalAttention(neighbours=60, reach=reach), known, x)
+    mean = SPLITS.train.double().flatten(2).mean(0) / 255
+    expected = to_patches(mean.view(1, 1, SIDE, SIDE), patch=PATCH)[0]
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-12)
+    assert (found[1] - expected).abs().max() > 0.1
+
+
 def test_relative_temperature_is_in_units_of_the_spread() -> None:
     """beta depends on (a - max) / (max - K-th): scores that are scaled and moved attend alike."""
     attention = LocalAttention(neighbours=6, inverse_temperature=4.0)
