@@ -139,7 +139,7 @@ def alone(worker: ModuleType) -> dict[Backend, tuple[dict[str, Any], dict[str, A
 def test_processes_agree_to_the_last_bit(
     count: int, alone, trained, read_scenes, torchrun: Torchrun, tmp_path: Path
 ) -> None:
-    """Couplings after 20 steps, states after 20 iterations and results.json are those of one process.
+    """Couplings after 8 steps, states after 8 iterations and results.json are those of one process.
 
     For every kind of couplings, drawn rows, and both backends; 16 rows are shared 8 and 8, or 4, 4 and 8.
     A batch, a jitter or a random start that depends on the process would differ at once; blocks of rows

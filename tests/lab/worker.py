@@ -48,11 +48,11 @@ CASES = {
     "local": (local, EnergyDescentConfig(learning_rate=0.1, momentum=0.9)),
     "hopfield": (hopfield, PseudoLikelihoodConfig(learning_rate=0.003)),
 }
-STEPS = 20
+STEPS = 8
 
 
 def measured(processes: Processes, backend: Backend) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Own rows of the couplings after 20 steps, and all states after 20 iterations, of every case."""
+    """Own rows of the couplings after 8 steps, and all states after 8 iterations, of every case."""
     splits = synthetic()
     noisy = Denoise().corrupt(to_pixels(splits.test[:7]), range(7), seed=0)
     masked = Masked(patch=2).corrupt(to_pixels(splits.test[:7]), range(7), seed=0)
