@@ -14,18 +14,19 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from attractor.lab import assessment, beside, page, report
-from attractor.lab.build import build_data, build_tasks
-from attractor.lab.choices import choices_to_json, of_run, together
-from attractor.lab.config import CompareConfig, register
-from attractor.lab.distributed import Processes, refuse_draws
+from attractor.lab.config.checks import validate_comparison
+from attractor.lab.config.schema import CompareConfig, register
 from attractor.lab.entry import launch
-from attractor.lab.examples import watch
-from attractor.lab.folder import RunFolder
-from attractor.lab.network import Retrieval
-from attractor.lab.runs import enough_steps, load_run, same_data, same_images
-from attractor.lab.tracking import Tracker
-from attractor.lab.validation import validate_comparison
+from attractor.lab.experiment import assessment, beside
+from attractor.lab.experiment.build import build_data, build_tasks
+from attractor.lab.experiment.choices import choices_to_json, of_run, together
+from attractor.lab.experiment.examples import watch
+from attractor.lab.experiment.network import Retrieval
+from attractor.lab.experiment.processes import Processes, refuse_draws
+from attractor.lab.run.finished import enough_steps, load_run, same_data, same_images
+from attractor.lab.run.folder import RunFolder
+from attractor.lab.run.tracking import Tracker
+from attractor.lab.show import page, terminal
 
 register()
 
@@ -55,7 +56,7 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
             data.train_images = None  # the references, which are the same for all runs, see all images
         splits = build_data(data)
     same_images(runs, splits)
-    names = report.short_names([run.folder for run in runs])
+    names = terminal.short_names([run.folder for run in runs])
     pairs = [(run.network, run.choices) for run in runs]
     if len(runs) > 1:
         pairs = [(run.network, of_run(name, run.choices)) for name, run in zip(names, runs, strict=True)]
@@ -105,14 +106,14 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
         tracker.results(results)
         drawn = {}
         if config.figures:
-            from attractor.lab import figures  # matplotlib takes a second to import
+            from attractor.lab.show import figures  # matplotlib takes a second to import
 
             drawn["error_curves"] = figures.error_curves(results["tasks"], folder.figures)
             tracker.images(drawn)
-        scale = report.scale(results["tasks"], steps=config.steps)
+        scale = terminal.scale(results["tasks"], steps=config.steps)
         folder.say(f"{splits.name}: {scale}")
-        folder.say(report.table(results["tasks"]))
-        folder.say(report.comparisons(results["tasks"]))
+        folder.say(terminal.table(results["tasks"]))
+        folder.say(terminal.comparisons(results["tasks"]))
         if config.figures:
             if processes.count > 1:  # the states are those of all rows, which one process has to hold
                 for run in runs:
@@ -125,7 +126,7 @@ def compare(config: CompareConfig, folder: RunFolder, processes: Processes | Non
                 trajectories=watch(outcome, steps=config.steps),
             )
     tracked = {"sync": tracker.sync_command, "url": tracker.url}
-    print(report.closing(folder.path, figures=config.figures, **tracked))
+    print(terminal.closing(folder.path, figures=config.figures, **tracked))
 
 
 if __name__ == "__main__":

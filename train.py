@@ -20,29 +20,31 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from attractor.images import pixel_mean
-from attractor.lab import assessment, beside, checkpoints, diagnostics, page, report
-from attractor.lab.build import (
+from attractor.lab.config.checks import validate
+from attractor.lab.config.schema import Config, register
+from attractor.lab.entry import launch
+from attractor.lab.errors import Paused
+from attractor.lab.experiment import assessment, beside, diagnostics
+from attractor.lab.experiment.build import (
     build_data,
     build_network,
     build_tasks,
     refuse_memory,
     validation_candidates,
 )
-from attractor.lab.build_rule import build_rule, jitter_of
-from attractor.lab.config import Config, register
-from attractor.lab.distributed import Processes, refuse_clocks, refuse_draws
-from attractor.lab.entry import launch
-from attractor.lab.errors import Paused
-from attractor.lab.examples import watch
-from attractor.lab.folder import RunFolder
-from attractor.lab.objective import measured
-from attractor.lab.resuming import refuse_pause, restore, snapshot
-from attractor.lab.selection import choose
-from attractor.lab.studies.config import TheoryConfig
-from attractor.lab.studies.run import study
-from attractor.lab.tracking import Tracker
-from attractor.lab.training import CHOSEN_BY, ONE_SHOT, EarlyStopping, fit
-from attractor.lab.validation import validate
+from attractor.lab.experiment.build_rule import build_rule, jitter_of
+from attractor.lab.experiment.examples import watch
+from attractor.lab.experiment.objective import measured
+from attractor.lab.experiment.processes import Processes, refuse_clocks, refuse_draws
+from attractor.lab.experiment.selection import choose
+from attractor.lab.experiment.training import CHOSEN_BY, ONE_SHOT, EarlyStopping, fit
+from attractor.lab.run import checkpoints
+from attractor.lab.run.folder import RunFolder
+from attractor.lab.run.resuming import refuse_pause, restore, snapshot
+from attractor.lab.run.tracking import Tracker
+from attractor.lab.show import page, terminal
+from attractor.studies.config import TheoryConfig
+from attractor.studies.run import study
 
 register()
 
@@ -96,7 +98,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
     )
 
     with folder.job(), processes.last_words(), tracker, folder.metrics(done=done) as metrics:
-        folder.say(report.header(config, splits, network))
+        folder.say(terminal.header(config, splits, network))
         for reason in left_out:
             folder.say(f"warning: {reason}")
         if folder.resumed:
@@ -159,7 +161,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 )
                 values |= {f"physics/{name}": value for name, value in physics.items()}
                 stopping.update(done, errors, network.weights, last=step.last)
-            bar.set_postfix_str(report.progress(rule, objective, errors), refresh=False)
+            bar.set_postfix_str(terminal.progress(rule, objective, errors), refresh=False)
             tracker.log(done, values)  # before the record, which says what was told
             metrics.write(done, values)
             pausing = done == config.train.stop_after and not step.last
@@ -180,7 +182,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 checkpoints.save(folder.checkpoints, checkpoint, processes)
             if ending:
                 bar.close()
-                folder.say(f"saved after step {done} of {total}; {report.going_on(folder.path)}")
+                folder.say(f"saved after step {done} of {total}; {terminal.going_on(folder.path)}")
                 folder.signals.heed()
                 raise Paused(f"paused after step {done}, as train.stop_after asks")
             if stopping.exhausted:
@@ -246,7 +248,7 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
                 checkpoints.fill(whole.weights, best, folder.path)
                 network, outcome = whole, outcome.instead(network, whole)
             trajectories = watch(outcome, steps=config.eval.steps)
-            from attractor.lab.drawing import draw_run  # matplotlib takes a second to import
+            from attractor.lab.show.drawing import draw_run  # matplotlib takes a second to import
 
             drawn = draw_run(
                 config,
@@ -263,16 +265,16 @@ def train(config: Config, folder: RunFolder, processes: Processes | None = None)
             tracker.images(drawn)
         if total > 1:
             folder.say(f"couplings of step {stopping.best_step} of {done}, chosen on validation images")
-        folder.say(report.scale(results["tasks"], steps=config.eval.steps))
-        folder.say(report.table(results["tasks"]))
-        for warning in report.warnings(results["tasks"]):
+        folder.say(terminal.scale(results["tasks"], steps=config.eval.steps))
+        folder.say(terminal.table(results["tasks"]))
+        for warning in terminal.warnings(results["tasks"]):
             folder.say(f"warning: {warning}")
         if config.figures:
-            heading = report.header(config, splits, network)
+            heading = terminal.header(config, splits, network)
             page.write(folder, results, heading=heading, figures=drawn, trajectories=trajectories)
     seconds = time.perf_counter() - begin
     tracked = {"sync": tracker.sync_command, "url": tracker.url}
-    print(report.closing(folder.path, figures=config.figures, **tracked, seconds=seconds))
+    print(terminal.closing(folder.path, figures=config.figures, **tracked, seconds=seconds))
     return value
 
 

@@ -19,11 +19,11 @@ from memory import COPIES, MASKED, NOISY, empty
 from torch import Tensor
 
 from attractor.images import Corrupted, Denoise, ImageSplits, Masked, load
-from attractor.lab import command
-from attractor.lab.assessment import validation_batch
-from attractor.lab.memory_network import Answers, MemoryNetwork
-from attractor.lab.recollection import Recollection
-from attractor.lab.recollection_choice import cross_validated
+from attractor.lab.experiment.assessment import validation_batch
+from attractor.lab.experiment.memory_network import Answers, MemoryNetwork
+from attractor.lab.experiment.recollection import Recollection
+from attractor.lab.experiment.recollection_choice import cross_validated
+from attractor.lab.show import command
 
 TASKS = {"masked": Masked(patch=4), "denoise": Denoise(0.7)}
 GRAINS = {"masked": 2, "denoise": 4}

@@ -31,10 +31,10 @@ from attractor.images import (
     to_patches,
     to_pixels,
 )
-from attractor.lab import command
-from attractor.lab.assessment import peak_memory
-from attractor.lab.memory_network import Answers, MemoryNetwork
-from attractor.lab.recollection import Heads, Recollection
+from attractor.lab.experiment.assessment import peak_memory
+from attractor.lab.experiment.memory_network import Answers, MemoryNetwork
+from attractor.lab.experiment.recollection import Heads, Recollection
+from attractor.lab.show import command
 
 COPIES = ["shift 1 diagonal", "rotate 4 8 12", "shear 0.15", "scale 0.92 1.08"]
 MASKED = (

@@ -11,13 +11,13 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from attractor.images import ImageSplits, pixel_mean
-from attractor.lab import assessment
-from attractor.lab.build import build_network, build_tasks, validation_candidates
-from attractor.lab.build_rule import training
-from attractor.lab.config import Config, register, typed
-from attractor.lab.network import Network
-from attractor.lab.rule_config import BackpropConfig, PrecisionName
-from attractor.lab.selection import best_step, choose
+from attractor.lab.config.rules import BackpropConfig, PrecisionName
+from attractor.lab.config.schema import Config, register, typed
+from attractor.lab.experiment import assessment
+from attractor.lab.experiment.build import build_network, build_tasks, validation_candidates
+from attractor.lab.experiment.build_rule import training
+from attractor.lab.experiment.network import Network
+from attractor.lab.experiment.selection import best_step, choose
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _WINDOW = 5  # updates in a row, the best mean of which is their rate

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from attractor.lab import checkpoints  # noqa: E402
+from attractor.lab.run import checkpoints  # noqa: E402
 from tests.lab.faulty import moments  # noqa: E402
 
 KILLS = 20

@@ -459,7 +459,7 @@ MUTANTS = [
         "fused Adam: second bias correction lost",
     ),
     Mutant(
-        "ranks.py",
+        "processes.py",
         "start, stop = (ROW_GRID * (cells * r // self.count) for r in (rank, rank + 1))",
         "start, stop = (tokens * r // self.count for r in (rank, rank + 1))",
         "ranks: rows cut off the grid, and bits differ",
@@ -472,20 +472,20 @@ MUTANTS += [
     for part, file, old, new, why in (
         (
             "physics",
-            "whitening.py",
+            "spectrum.py",
             "self.values.rsqrt()",
             "1 / self.values",
             "whitening by the inverse, not its root",
         ),
         (
             "physics",
-            "whitening.py",
+            "spectrum.py",
             "kept = values > rounding * scale",
             "kept = values > 0",
             "rounding is inverted",
         ),
         (
-            "physics",
+            "theory",
             "whitened.py",
             "blocks @ (right if transposed else right.mT)",
             "blocks @ right",
@@ -672,7 +672,12 @@ MUTANTS += [
 ]
 MUTANTS += [
     Mutant(
-        "recollection_choice.py", old, new, f"memory: {why}", part="lab", tests=("test_recollection.py",)
+        "recollection_choice.py",
+        old,
+        new,
+        f"memory: {why}",
+        part="lab/experiment",
+        tests=("test_recollection.py",),
     )
     for old, new, why in (
         (
@@ -681,11 +686,13 @@ MUTANTS += [
             "a readout of large coefficients that cancel on the images of its choice",
         ),
         (
+            "recollection_choice.py",
             "missing = features.T @ (corrupted.original[counted].double() - values[0]) / len(features)",
             "missing = features.T @ (corrupted.original[counted].double() - values[-1]) / len(features)",
             "a readout corrects another head than the one that it starts from",
         ),
         (
+            "recollection_choice.py",
             "errors[~part] = corrupted.squared_error(pixels).double()[~part]",
             "errors[part] = corrupted.squared_error(pixels).double()[part]",
             "a readout is judged by the images to which it was fitted",

@@ -8,7 +8,7 @@ uv run scripts/paper.py data.root=DIR seed=0 launcher=joblib hydra.launcher.n_jo
 import sys
 from pathlib import Path
 
-from attractor.lab import command
+from attractor.lab.show import command
 
 ROOT = Path(__file__).parents[1]
 # test images of the comparison, where they are not all

@@ -9,19 +9,21 @@ import pytest
 
 from tests.warm import WarmPython
 
+pytest_plugins = ["tests.running"]
+
 # A worker takes a file when it is free: a long file that is taken last would leave the other one idle.
 LONG = [
     "test_readme.py",
     "test_sweeps.py",
     "test_tracking_faults.py",
     "test_faults_kill.py",
-    "test_distributed.py",
+    "test_processes.py",
     "test_resuming.py",
     "test_cuda_kernel.py",
     "test_page_browser.py",
     "test_commands.py",
     "test_tracking.py",
-    "test_runs.py",
+    "test_finished.py",
 ]
 
 

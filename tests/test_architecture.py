@@ -89,7 +89,7 @@ def test_the_import_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "PACKAGE", tmp_path / "attractor")
     for i, line in enumerate(
         (
-            "import attractor.lab.config",
+            "import attractor.lab.config.schema",
             "from attractor import lab",
             "from attractor.lab import build",
             "from ..lab import build",

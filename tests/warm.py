@@ -24,7 +24,7 @@ from typing import Any
 
 # of ours as they are installed; torch._dynamo is what the first optimiser of torch imports
 KNOWN = (
-    "attractor.lab.evaluation",
+    "attractor.lab.experiment.evaluation",
     "matplotlib.backends.backend_agg",
     "sklearn.cluster",
     "sklearn.datasets",

@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attractor.physics.whitening import Spectrum, second_moments, spectrum
+from attractor.physics.spectrum import Spectrum, second_moments, spectrum
 
 _FLOOR = 1e-6  # of a distance that is inverted: what float32 leaves of the distance of an image to itself
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attractor.lab import command, jobs
-from attractor.lab.config import Objective
+from attractor.lab.config.schema import Objective
 from attractor.lab.errors import ConfigError
-from attractor.lab.jobs import Job, shown
-from attractor.lab.objective import MAXIMISED
-from attractor.lab.report import deviation, with_deviation
+from attractor.lab.experiment.objective import MAXIMISED
+from attractor.lab.show import command
+from attractor.lab.show.terminal import deviation, with_deviation
+from attractor.lab.sweep import jobs
+from attractor.lab.sweep.jobs import Job, shown
 
 SEED = "seed"  # what is averaged over
 
@@ -132,13 +133,13 @@ def _run(given: argparse.Namespace) -> list[Path]:
     """Print and write the tables, draw the figures; the files."""
     table = collect(given.sweep, sort=Objective(given.sort))
     # these know what a table is from here; and matplotlib takes a second to import
-    from attractor.lab.sweep_tables import printed, write
+    from attractor.lab.sweep.table import printed, write
 
     command.say(printed(table))
     written = write(table)
     if given.no_figures:
         return written
-    from attractor.lab.sweep_figures import draw
+    from attractor.lab.sweep.figures import draw
 
     return written + draw(table)
 

@@ -12,15 +12,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from attractor.lab.config import typed
-from attractor.lab.distributed import Processes, after_the_first, joined, launched
+from attractor.lab.config.schema import typed
 from attractor.lab.errors import EXIT_CODES, ConfigError, Paused, Terminated, exit_code
-from attractor.lab.folder import RunFolder, SilentFolder
-from attractor.lab.resuming import continued, named
-from attractor.lab.signals import heeded
-from attractor.lab.sweep import refuse_without_multirun
-from attractor.lab.sweep_job import run_job
-from attractor.physics.ranks import LostProcessError
+from attractor.lab.experiment.processes import Processes, after_the_first, joined, launched
+from attractor.lab.run.folder import RunFolder, SilentFolder
+from attractor.lab.run.resuming import continued, named
+from attractor.lab.run.signals import heeded
+from attractor.lab.sweep.callback import refuse_without_multirun
+from attractor.lab.sweep.job import run_job
+from attractor.physics.processes import LostProcessError
 
 log = logging.getLogger("attractor")
 

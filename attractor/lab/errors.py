@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from attractor.images import DataError
 from attractor.physics import NonFiniteError
-from attractor.physics.ranks import LostProcessError
+from attractor.physics.processes import LostProcessError
 
 
 class ConfigError(Exception):

@@ -26,7 +26,7 @@ from attractor.physics.measures import Circles, Gaussian, Measure, Sphere
 from attractor.physics.one_shot import Hebb, OneShotRule, Ridge
 from attractor.physics.optimisers import SGD, Adam
 from attractor.physics.pattern_memory import PatternMemory, Shortlist
-from attractor.physics.ranks import Ranks
+from attractor.physics.processes import Ranks
 from attractor.physics.rules import (
     EnergyDescent,
     IterativeRule,

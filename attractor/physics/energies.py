@@ -30,7 +30,7 @@ from attractor.physics.evidence import Evidence
 from attractor.physics.kernels import Backend, Kernel, choose
 from attractor.physics.kernels.blocks import Block, blocks
 from attractor.physics.measures import Measure
-from attractor.physics.ranks import Ranks
+from attractor.physics.processes import Ranks
 
 
 class LocalEnergy:

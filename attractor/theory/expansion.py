@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attractor.physics.whitening import second_moments, spectrum
+from attractor.physics.spectrum import second_moments, spectrum
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from attractor.physics import Gaussian
-from attractor.physics.whitening import spectrum
+from attractor.physics.spectrum import spectrum
 
 
 class Population(Protocol):

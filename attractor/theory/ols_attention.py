@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from attractor.physics.whitening import second_moments, spectrum
+from attractor.physics.spectrum import second_moments, spectrum
 
 
 @dataclass(frozen=True)

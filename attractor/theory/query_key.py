@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.physics import Gaussian, Hopfield, LocalEnergy, Ridge
-from attractor.physics.whitening import Spectrum, second_moments, spectrum
+from attractor.physics.spectrum import Spectrum, second_moments, spectrum
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -31,7 +31,7 @@ Source: Shim 2021, arXiv 2205.01080 (the operator, theorem 1). Growth and the ot
 import torch
 from torch import Tensor
 
-from attractor.physics.whitening import second_moments, spectrum
+from attractor.physics.spectrum import second_moments, spectrum
 
 
 class Renormalisation:

@@ -37,12 +37,12 @@ from torch import Tensor
 
 import train
 from attractor.images import datasets
-from attractor.lab import checkpoints, signals, tensor_files
-from attractor.lab.config import register
+from attractor.lab.config.checks import validate
+from attractor.lab.config.schema import register
 from attractor.lab.entry import launch
-from attractor.lab.folder import RunFolder
-from attractor.lab.metrics import MetricsFile
-from attractor.lab.validation import validate
+from attractor.lab.run import checkpoints, signals, tensor_files
+from attractor.lab.run.folder import RunFolder
+from attractor.lab.run.metrics import MetricsFile
 from attractor.physics import LocalEnergy
 from tests.warm import forked
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from attractor.lab import checkpoints
+from attractor.lab.run import checkpoints
 
 WALL_CLOCK = {"time", "train_seconds"}  # what may differ between a run and the same run, interrupted
 

@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attractor.images import Denoise, Masked, pixel_mean, synthetic, to_pixels
-from attractor.lab import tensor_files
-from attractor.lab.build import build_network
-from attractor.lab.build_rule import build_rule
-from attractor.lab.config import (
+from attractor.lab.config.checks import validate
+from attractor.lab.config.rules import EnergyDescentConfig, PseudoLikelihoodConfig
+from attractor.lab.config.schema import (
     AttractorConfig,
     Config,
     CouplingsName,
@@ -28,13 +27,14 @@ from attractor.lab.config import (
     OrderName,
     register,
 )
-from attractor.lab.distributed import Processes, launched
 from attractor.lab.entry import launch
-from attractor.lab.folder import RunFolder
-from attractor.lab.network import Retrieval
-from attractor.lab.rule_config import EnergyDescentConfig, PseudoLikelihoodConfig
-from attractor.lab.training import fit
-from attractor.lab.validation import validate
+from attractor.lab.experiment.build import build_network
+from attractor.lab.experiment.build_rule import build_rule
+from attractor.lab.experiment.network import Retrieval
+from attractor.lab.experiment.processes import Processes, launched
+from attractor.lab.experiment.training import fit
+from attractor.lab.run import tensor_files
+from attractor.lab.run.folder import RunFolder
 from attractor.physics import Backend
 from train import train
 

@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-from attractor.physics.whitening import spectrum
+from attractor.physics.spectrum import spectrum
 from attractor.theory.expansion import (
     covariance,
     deviations,

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Generator, Tensor
 
 from attractor.physics import LocalEnergy, Pairwise, Sphere
-from attractor.physics.whitening import second_moments, spectrum
+from attractor.physics.spectrum import second_moments, spectrum
 from attractor.theory import query_key as qk
 
 

@@ -1,0 +1,1 @@
+"""One experiment in memory: build, train, choose on held-out images, evaluate."""

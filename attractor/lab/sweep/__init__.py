@@ -1,0 +1,1 @@
+"""Many runs: jobs of a sweep, their table and figures."""

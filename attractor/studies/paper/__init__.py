@@ -1,0 +1,1 @@
+"""The paper's comparison: its runs side by side with the references."""

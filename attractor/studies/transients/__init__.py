@@ -1,0 +1,1 @@
+"""Trajectories of networks that store few or many images."""
