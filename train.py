@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from attractor.images import pixel_mean
 from attractor.lab.config.checks import validate
-from attractor.lab.config.schema import Config, register
+from attractor.lab.config.schema import Config, TheoryConfig, register
 from attractor.lab.entry import launch
 from attractor.lab.errors import Paused
 from attractor.lab.experiment import assessment, beside, diagnostics
@@ -43,7 +43,6 @@ from attractor.lab.run.folder import RunFolder
 from attractor.lab.run.resuming import refuse_pause, restore, snapshot
 from attractor.lab.run.tracking import Tracker
 from attractor.lab.show import page, terminal
-from attractor.studies.config import TheoryConfig
 from attractor.studies.run import study
 
 register()

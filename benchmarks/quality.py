@@ -31,11 +31,11 @@ from measure import save, table
 from race import Point, answered, draw, measured, references
 from rates import Rate, configuration, measure
 
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.experiment.build import build_data
 from attractor.lab.run import files
 from attractor.lab.run.finished import load_run
 from attractor.lab.show import command
-from attractor.lab.show.terminal import TASK_WORDS, title
 
 ROOT = Path(__file__).parents[1]
 VALIDATIONS = 4  # in training

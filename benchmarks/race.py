@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rates import best
 
 from attractor.images import Corrupted, ImageSplits, Reconstructor, Task
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.experiment import assessment
 from attractor.lab.experiment.build import build_data, build_tasks
 from attractor.lab.experiment.build_rule import build_rule
@@ -23,7 +24,6 @@ from attractor.lab.experiment.slot_network import ClosedForm
 from attractor.lab.run import files
 from attractor.lab.run.finished import TrainedModel, load_run
 from attractor.lab.show.figures import MODEL_COLOURS, PAGE, STYLE, legend_below, reference_line
-from attractor.lab.show.terminal import TASK_WORDS, title
 
 BATCH = 100
 FIRST = 500  # of the validation images that are evaluated; the others are there to choose on

@@ -26,15 +26,8 @@ from PIL import Image
 
 from attractor.images import ImageSplits, pixel_mean, synthetic
 from attractor.lab.config.checks import validate, validate_comparison
-from attractor.lab.config.schema import (
-    AttractorConfig,
-    CompareConfig,
-    Config,
-    CouplingsName,
-    MeasureName,
-    register,
-    typed,
-)
+from attractor.lab.config.names import CouplingsName, MeasureName
+from attractor.lab.config.schema import AttractorConfig, CompareConfig, Config, register, typed
 from attractor.lab.experiment.build import build_network
 from attractor.lab.experiment.network import AttractorNetwork
 from attractor.lab.run.folder import RunFolder

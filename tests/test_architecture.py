@@ -67,7 +67,7 @@ def test_there_is_something_to_test() -> None:
 def test_imports_point_one_way(path: Path) -> None:
     """physics <- images, baselines, theory <- lab: an arrow back makes the physics unusable alone."""
     folder = _folder(path)
-    if folder == "lab":
+    if folder in ("lab", "studies"):
         return
     allowed = ALLOWED.get(folder, set()) | {f"attractor.{folder}"}
     if path.parent.name == "kernels" and path.name in COMPILERS:
@@ -78,6 +78,61 @@ def test_imports_point_one_way(path: Path) -> None:
             continue
         assert short in allowed, f"{path.relative_to(ROOT)} imports {module}; {folder} may use {allowed}"
         assert short not in LAB_ONLY
+
+
+# From the ground up: a module imports from its own floor and from those below it. What is not named here is
+# held by ALLOWED.
+FLOORS = (
+    "attractor.lab.errors",
+    "attractor.lab.config",
+    "attractor.lab.experiment",
+    "attractor.lab.run",
+    "attractor.lab.show",
+    "attractor.lab.sweep",
+    "attractor.lab.collect",
+    "attractor.lab.entry",
+    "attractor.studies",
+)
+
+
+def _floor(module: str) -> int:
+    """The number of its floor; -1 below all of them."""
+    floors = [i for i, name in enumerate(FLOORS) if module == name or module.startswith(f"{name}.")]
+    return floors[0] if floors else -1
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_floors_of_the_lab_import_downwards(path: Path) -> None:
+    """config <- experiment <- run <- show <- sweep <- studies: an arrow back makes a circle."""
+    here = _floor(_module(path))
+    for module in _imports(path):
+        if here >= 0:
+            assert _floor(module) <= here, f"{path.relative_to(ROOT)} imports {module}, which is above it"
+
+
+# What may be imported inside a function: what takes seconds or may be missing, and what needs that.
+LATE = {"wandb", "sklearn.datasets", "torchvision.datasets", "attractor.physics.kernels"}
+LATE |= {f"attractor.{name}" for name in ("lab.show.drawing", "lab.show.figures", "lab.sweep.figures")}
+LATE |= {
+    f"attractor.studies.{name}" for name in ("paper.figures", "capacity.figures", "transients.figures")
+}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *ENTRIES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_stand_at_the_top(path: Path) -> None:
+    """An import inside a function hides a circle, unless it is one of a slow or optional library."""
+    tree = _tree(path)
+    for node in ast.walk(tree):
+        if node in tree.body or not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        for alias in node.names:
+            name = f"{module}.{alias.name}".strip(".")
+            assert any(name == late or name.startswith(f"{late}.") for late in LATE), f"{path}: {name}"
 
 
 def test_the_import_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

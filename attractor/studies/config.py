@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-
-@dataclass
-class TheoryConfig:
-    """Which study it is, is the class of its node; see conf/theory. This one: none, a training."""
+from attractor.lab.config.schema import TheoryConfig, add
 
 
 @dataclass
@@ -107,3 +104,4 @@ THEORY_SCHEMAS: dict[str, type[TheoryConfig]] = {
     "capacity": CapacityConfig,
     "log_normaliser": LogNormaliserConfig,
 }
+add("theory_schema", THEORY_SCHEMAS)

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from attractor.images import ImageSplits, Task, pixel_mean
+from attractor.lab.config.names import TaskName
 from attractor.lab.config.rules import BackpropConfig
-from attractor.lab.config.schema import Config, DataConfig, TaskName, TransformerConfig
+from attractor.lab.config.schema import Config, DataConfig, TransformerConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.assessment import choose_retrievals
 from attractor.lab.experiment.build import build_network, build_tasks

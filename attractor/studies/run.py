@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from attractor.lab.config.schema import Config
+from attractor.lab.config.schema import Config, TheoryConfig
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.assessment import SCHEMA, peak_memory
 from attractor.lab.experiment.build import build_data
@@ -15,7 +15,7 @@ from attractor.lab.experiment.processes import Processes
 from attractor.lab.run.folder import RunFolder
 from attractor.lab.run.tracking import Tracker
 from attractor.lab.show import terminal
-from attractor.studies.config import THEORY_SCHEMAS, TheoryConfig
+from attractor.studies.config import THEORY_SCHEMAS
 from attractor.studies.study import Study
 
 

@@ -16,17 +16,9 @@ from torch import Tensor
 
 from attractor.images import Denoise, Masked, pixel_mean, synthetic, to_pixels
 from attractor.lab.config.checks import validate
+from attractor.lab.config.names import CouplingsName, DeviceName, MapName, MeasureName, OrderName
 from attractor.lab.config.rules import EnergyDescentConfig, PseudoLikelihoodConfig
-from attractor.lab.config.schema import (
-    AttractorConfig,
-    Config,
-    CouplingsName,
-    DeviceName,
-    MapName,
-    MeasureName,
-    OrderName,
-    register,
-)
+from attractor.lab.config.schema import AttractorConfig, Config, register
 from attractor.lab.entry import launch
 from attractor.lab.experiment.build import build_network
 from attractor.lab.experiment.build_rule import build_rule

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from attractor.lab import collect
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.processes import Processes
 from attractor.lab.run.finished import load_run
 from attractor.lab.run.resuming import continued
 from attractor.lab.sweep import jobs
-from attractor.lab.sweep.table import printed
+from attractor.lab.sweep.table import collect
+from attractor.lab.sweep.text import printed
 from attractor.physics import Ranks
 from attractor.studies.config import THEORY_SCHEMAS
 from attractor.studies.run import name_of
@@ -43,7 +43,7 @@ def test_every_study_has_a_file_an_experiment_and_a_module() -> None:
         assert name_of(schema()) == name
         assert (CONF / "theory" / f"{name}.yaml").is_file()
         assert f"override /theory: {name}" in (CONF / "experiment" / f"{name}.yaml").read_text()
-        assert (CONF.parent / "attractor" / "lab" / "studies" / name / "__init__.py").is_file()
+        assert (CONF.parent / "attractor" / "studies" / name / "__init__.py").is_file()
 
 
 def test_a_study_leaves_a_run_folder(
@@ -137,7 +137,7 @@ def test_a_sweep_of_studies_is_collected(
     for seed in (1, 2):
         study_run(tmp_path / str(seed), "experiment=fast_weights", f"seed={seed}")
     assert jobs.read(tmp_path / "1").metrics == {"seed squared": 1.0}
-    table = collect.collect(tmp_path)
+    table = collect(tmp_path)
     text = printed(table)
     assert "2.5000 ± 2.1213" in text
     assert "best" not in text

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attractor.images import Denoise, ImageSplits, Masked, to_pixels
-from attractor.lab.config.schema import MapName
+from attractor.lab.config.names import MapName
 from attractor.lab.experiment.evaluation import evaluate, overlaps
 from attractor.lab.experiment.network import AttractorNetwork, Recall, Retrieval
 from attractor.studies.transients import command, courses

@@ -2,19 +2,18 @@
 
 from typing import Any
 
+from attractor.lab.config.beside import configurations, names_of
+from attractor.lab.config.names import CouplingsName, Objective
 from attractor.lab.config.rules import BackpropConfig, EnergyDescentConfig, PseudoLikelihoodConfig
 from attractor.lab.config.schema import (
     REFERENCES,
     AttractorConfig,
     CompareConfig,
     Config,
-    CouplingsName,
     LocalLinearMemoryConfig,
-    Objective,
     SlotsConfig,
 )
 from attractor.lab.errors import ConfigError, called
-from attractor.lab.experiment.beside import configurations, names_of
 
 
 def validate(config: Config) -> None:

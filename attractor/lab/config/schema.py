@@ -6,73 +6,27 @@ refused by Hydra before anything runs, and `validation` refuses values that make
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from attractor.lab.config.names import (
+    CouplingsName,
+    DeviceName,
+    MapName,
+    MeasureName,
+    Objective,
+    OnError,
+    OrderName,
+    TaskName,
+    WandbMode,
+)
 from attractor.lab.config.rules import RULE_SCHEMAS, ClosedFormConfig, RuleConfig
 from attractor.lab.errors import ConfigError
 from attractor.physics import Backend
-from attractor.studies.config import THEORY_SCHEMAS, TheoryConfig
 
 REFERENCES = ("training_mean", "regression", "memory")  # rows of every result table
-
-
-class CouplingsName(Enum):
-    pairwise = "pairwise"
-    hopfield = "hopfield"
-
-
-class MeasureName(Enum):
-    sphere = "sphere"
-    circles = "circles"
-    gaussian = "gaussian"
-
-
-class MapName(Enum):
-    attention = "attention"
-    mean_field = "mean_field"
-    mean_field_projected = "mean_field_projected"
-    gibbs = "gibbs"
-
-
-class OrderName(Enum):
-    synchronous = "synchronous"
-    sequential = "sequential"
-
-
-class TaskName(Enum):
-    masked = "masked"
-    denoise = "denoise"
-
-
-class DeviceName(Enum):
-    auto = "auto"  # cuda where there is a GPU
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class WandbMode(Enum):
-    offline = "offline"
-    online = "online"
-    disabled = "disabled"
-    dryrun = "dryrun"  # wandb's old word for offline, which WANDB_MODE may still hold
-
-
-# What a sweep does after a job has failed: go on with the others, or start no more of them. (A class
-# cannot have a member that is called `continue`.)
-OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
-
-
-class Objective(Enum):
-    """What train.py returns, for sweepers; all of it measured on validation images."""
-
-    val = "val"  # the lowest geometric mean of the tasks' errors during training; less is better
-    masked = "masked"  # the error of the retrieval that was chosen for the task; less is better
-    denoise = "denoise"
-    log_pl = "log_pl"  # log pseudo-likelihood, nats per token; more is better
 
 
 @dataclass
@@ -221,6 +175,11 @@ class WandbConfig:
 
 
 @dataclass
+class TheoryConfig:
+    """A study in place of a training, named by the class of the node, see conf/theory. This one: none."""
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
@@ -267,8 +226,13 @@ def register() -> None:
     store.store(name="schema", node=Config)
     store.store(name="compare_schema", node=CompareConfig)
     for group, schemas in GROUPS.items():
-        for name, node in schemas.items():
-            store.store(group=group, name=name, node=node)
+        add(group, schemas)
+
+
+def add(group: str, schemas: Mapping[str, type[Any]]) -> None:
+    """Make further options of a group known to Hydra."""
+    for name, node in schemas.items():
+        ConfigStore.instance().store(group=group, name=name, node=node)
 
 
 MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
@@ -282,7 +246,7 @@ MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
 GROUPS: dict[str, Mapping[str, type[Any]]] = {
     "model_schema": MODEL_SCHEMAS,
     "rule_schema": RULE_SCHEMAS,
-    "theory_schema": {"none": TheoryConfig, **THEORY_SCHEMAS},
+    "theory_schema": {"none": TheoryConfig},  # studies add their own, see `add`
 }
 
 

@@ -9,20 +9,30 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from attractor.images import ImageSplits, Task, pixel_mean
 from attractor.images.symmetries import copies
-from attractor.lab.config.rules import StoreConfig
-from attractor.lab.config.schema import BesideConfig, Config, DeviceName, Objective
+from attractor.lab.config.beside import configurations, names_of
+from attractor.lab.config.names import DeviceName
+from attractor.lab.config.schema import Config
+from attractor.lab.config.titles import title
 from attractor.lab.errors import ConfigError, called, configuring
 from attractor.lab.experiment.assessment import choose_retrievals
 from attractor.lab.experiment.build import build_network, refuse_memory
 from attractor.lab.experiment.build_rule import training
 from attractor.lab.experiment.choices import Choices, choices_to_json, together
 from attractor.lab.experiment.network import Network
-from attractor.lab.run.finished import TrainedModel
-from attractor.lab.show.terminal import title
+
+
+class Evaluated(Protocol):
+    """A finished run, as far as its rows are concerned: `beside` says how they are read."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def beside(self) -> Choices: ...
 
 
 @dataclass(frozen=True)
@@ -32,35 +42,6 @@ class Row:
     network: Network
     choices: Choices
     seconds: float
-
-
-def configurations(config: Config) -> dict[str, Config]:
-    """Field of `beside` -> the run of that model alone; the model of the run itself is not repeated.
-
-    What is drawn depends on eval.seed, so that the rows of all training seeds are the same.
-    """
-    beside = config.beside
-    rules = {"memory": StoreConfig(), "slots": beside.rule}
-    found = {}
-    for name, rule in rules.items():
-        model = getattr(beside, name)
-        if model is not None and rule is not None and type(model) is not type(config.model):
-            found[name] = replace(
-                config,
-                model=model,
-                rule=rule,
-                beside=BesideConfig(),
-                dynamics=replace(config.dynamics, validation_images=beside.validation_images),
-                seed=config.eval.seed,
-                objective=Objective.val,
-            )
-    return found
-
-
-def names_of(name: str) -> dict[str, str]:
-    """Fields of a run of that model alone -> fields of the run that it stands beside, for errors."""
-    fields = {"model.": f"beside.{name}.", "rule.": "beside.rule."}
-    return fields | {"dynamics.validation_images": "beside.validation_images"}
 
 
 def possible(config: Config, splits: ImageSplits) -> tuple[dict[str, Config], list[str]]:
@@ -149,7 +130,7 @@ def _no_row(alone: Config, error: ConfigError) -> str:
 
 
 def again(
-    runs: Sequence[TrainedModel],
+    runs: Sequence[Evaluated],
     splits: ImageSplits,
     tasks: Mapping[str, Task],
     *,

@@ -22,20 +22,15 @@ from attractor.images import (
     load,
 )
 from attractor.images.symmetries import copies
+from attractor.lab.config.names import CouplingsName, DeviceName, MapName, MeasureName, OrderName, TaskName
 from attractor.lab.config.schema import (
     AttractorConfig,
     Config,
-    CouplingsName,
     DataConfig,
-    DeviceName,
     LocalLinearMemoryConfig,
-    MapName,
-    MeasureName,
     ModelConfig,
-    OrderName,
     SlotsConfig,
     TaskConfig,
-    TaskName,
     TransformerBlockConfig,
     TransformerConfig,
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from attractor.images import Corrupted, Encoding
-from attractor.lab.config.schema import MapName, OrderName
+from attractor.lab.config.names import MapName, OrderName
 from attractor.lab.experiment.recollection import Heads, Recollection
 from attractor.lab.experiment.slot_network import SlotReading
 from attractor.lab.experiment.transformers import Passes

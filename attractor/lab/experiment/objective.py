@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from attractor.lab.config.schema import Objective
+from attractor.lab.config.names import Objective
 
 MAXIMISED = frozenset({Objective.log_pl})  # of the others less is better
 

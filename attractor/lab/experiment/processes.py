@@ -18,7 +18,7 @@ from torch import cuda, distributed
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from attractor.lab.config.schema import DeviceName, MapName
+from attractor.lab.config.names import DeviceName, MapName
 from attractor.lab.errors import ConfigError, Terminated
 from attractor.physics.processes import LostProcessError, Ranks, collective
 

@@ -13,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from attractor.images import Corrupted, ImageSplits, check_images, token_mask_to_pixels
+from attractor.lab.config.names import DeviceName, TaskName
 from attractor.lab.config.rules import RULE_SCHEMAS
-from attractor.lab.config.schema import MODEL_SCHEMAS, Config, DeviceName, TaskConfig, TaskName
+from attractor.lab.config.schema import MODEL_SCHEMAS, Config, TaskConfig
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.experiment.build import build_data, build_network
 from attractor.lab.experiment.choices import Choices, choices_from_json

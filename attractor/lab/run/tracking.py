@@ -21,11 +21,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from attractor.lab.config.schema import WandbConfig, WandbMode
+from attractor.lab.config.names import WandbMode
+from attractor.lab.config.schema import WandbConfig
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.errors import Terminated
+from attractor.lab.experiment.numbers import headline, rows
 from attractor.lab.run.channel import Channel
+from attractor.lab.run.files import relative
 from attractor.lab.run.provenance import commit
-from attractor.lab.show import terminal
 
 log = logging.getLogger("attractor")
 _INTERRUPTED = 5.0  # seconds that a run waits for wandb when it was told to end
@@ -117,7 +120,7 @@ class Tracker:
 
     def results(self, results: dict[str, Any], **more: float) -> None:
         """results.json: its headline numbers and `more`, a table of all models, the curves of each task."""
-        tables: dict[str, Any] = {"results": terminal.rows(results["tasks"])}
+        tables: dict[str, Any] = {"results": rows(results["tasks"])}
         charts: dict[str, Any] = {}
         for task, values in results["tasks"].items():
             models = values["models"]
@@ -130,11 +133,11 @@ class Tracker:
             steps = max(len(entry["mse"]) for entry in models.values())
             # a model of one shot is the same at every t
             lines = {
-                terminal.title(model): entry["mse"] * (steps if len(entry["mse"]) == 1 else 1)
+                title(model): entry["mse"] * (steps if len(entry["mse"]) == 1 else 1)
                 for model, entry in models.items()
             }
-            charts[f"{task}/error"] = (f"{terminal.TASK_WORDS[task]}: mean squared error", lines)
-        summary = terminal.headline(results) | results.get("cost", {}) | more
+            charts[f"{task}/error"] = (f"{TASK_WORDS[task]}: mean squared error", lines)
+        summary = headline(results) | results.get("cost", {}) | more
         self._tell("results", summary=summary, tables=tables, charts=charts)
 
     def summary(self, values: dict[str, float]) -> None:
@@ -155,7 +158,7 @@ class Tracker:
             return None
         online = any(part.name.startswith("run-") for part in parts)
         flags = ["--include-online"] if online else []
-        return shlex.join(["wandb", "sync", *flags, *(str(terminal.relative(part)) for part in parts)])
+        return shlex.join(["wandb", "sync", *flags, *(str(relative(part)) for part in parts)])
 
     def __exit__(
         self,

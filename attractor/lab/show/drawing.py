@@ -7,12 +7,12 @@ import torch
 
 from attractor.images import ImageSplits, Reconstructor, Task, pixel_mean, to_pixels
 from attractor.lab.config.schema import REFERENCES, Config
+from attractor.lab.config.titles import title
 from attractor.lab.experiment.assessment import Assessment
 from attractor.lab.experiment.evaluation import corruptions, cosine, overlaps
 from attractor.lab.experiment.examples import Trajectories
 from attractor.lab.experiment.network import AttractorNetwork, Network, Retrieval
 from attractor.lab.show import figures, portraits
-from attractor.lab.show.terminal import title
 
 
 def draw_run(

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
 from attractor.lab.config.schema import REFERENCES
-from attractor.lab.show.terminal import TASK_WORDS, title
+from attractor.lab.config.titles import TASK_WORDS, title
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 STYLE: Any = {

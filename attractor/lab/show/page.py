@@ -16,8 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from attractor.lab.config.schema import REFERENCES
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.experiment.choices import choices_from_json, together
 from attractor.lab.experiment.examples import Trajectories, Trajectory, times
+from attractor.lab.experiment.numbers import headline
+from attractor.lab.run.files import relative
 from attractor.lab.run.folder import RunFolder
 from attractor.lab.show import terminal
 
@@ -57,7 +60,7 @@ def write(
         results, heading=heading, configuration=configuration, figures=figures, trajectories=trajectories
     )
     folder.write_text("report.html", text)
-    folder.say(f"to look at   {terminal.relative(folder.path / 'report.html')}")
+    folder.say(f"to look at   {relative(folder.path / 'report.html')}")
 
 
 def render(
@@ -69,7 +72,7 @@ def render(
     trajectories: Trajectories,
 ) -> str:
     """The page as text. heading: `title: details`, more lines of details; configuration: YAML."""
-    title, _, details = heading.partition(": ")
+    name, _, details = heading.partition(": ")
     environment = Environment(
         loader=PackageLoader("attractor.lab.show"),
         autoescape=True,
@@ -77,15 +80,15 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["title"] = terminal.title
-    environment.globals["task_words"] = terminal.TASK_WORDS
+    environment.filters["title"] = title
+    environment.globals["task_words"] = TASK_WORDS
     pictures = [
         {"name": name, "caption": _caption(name), "source": data_uri(path.read_bytes())}
         for name, path in figures.items()
         if path.suffix == ".png"
     ]
     return environment.get_template("page.html").render(
-        name=title,
+        name=name,
         details=details.splitlines(),
         tasks=results["tasks"],
         rows=_rows(results),
@@ -120,8 +123,8 @@ def scenes(tasks: dict[str, Any], trajectories: Trajectories) -> list[dict[str, 
     )
     return [
         {
-            "task": terminal.TASK_WORDS[task],
-            "row": terminal.title(row),
+            "task": TASK_WORDS[task],
+            "row": title(row),
             "how": trajectory.retrieval.describe(),
             "times": shown_times,
             "chosen": tasks[task]["models"][row]["best"]["t"],
@@ -160,7 +163,7 @@ def data_uri(png: bytes) -> str:
 def _caption(name: str) -> str:
     if name.startswith("grid_"):
         _, task, *variant = name.split("_")
-        words = " with ".join([terminal.TASK_WORDS[task], *variant])
+        words = " with ".join([TASK_WORDS[task], *variant])
         return (
             f"Test images, {words}: original, corrupted, states, the best reference, other models if any."
         )
@@ -169,7 +172,7 @@ def _caption(name: str) -> str:
 
 def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The printed table, cell by cell: error, what stands behind it, whether it is the task's lowest."""
-    tasks, errors = results["tasks"], terminal.headline(results)
+    tasks, errors = results["tasks"], headline(results)
     lowest = {
         min((key for key in errors if key.startswith(f"{task}/")), key=errors.__getitem__) for task in tasks
     }

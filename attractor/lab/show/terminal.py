@@ -1,12 +1,10 @@
 """What a run says on the terminal: its header, its table, where everything is."""
 
-import math
-import statistics
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from attractor.images import ImageSplits
+from attractor.lab.config.names import MeasureName
 from attractor.lab.config.rules import (
     BackpropConfig,
     ClosedFormConfig,
@@ -17,30 +15,13 @@ from attractor.lab.config.rules import (
     RuleConfig,
     StoreConfig,
 )
-from attractor.lab.config.schema import (
-    REFERENCES,
-    AttractorConfig,
-    Config,
-    LocalLinearMemoryConfig,
-    MeasureName,
-    SlotsConfig,
-)
+from attractor.lab.config.schema import AttractorConfig, Config, LocalLinearMemoryConfig, SlotsConfig
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.network import Network
+from attractor.lab.experiment.numbers import in_order
 from attractor.lab.experiment.training import ONE_SHOT, Rule
-
-TITLES = {
-    "bare_attention": "bare self-attention",
-    "local_attention": "local self-attention",
-    "hopfield": "vector Hopfield network",
-    "local_linear_memory": "local linear memory",
-    "slots": "slots",
-    "transformer": "transformer",
-    "transformer_block": "transformer block",
-    "training_mean": "training mean",
-    "regression": "linear regression",
-    "memory": "softmax memory",
-}
+from attractor.lab.run.files import relative
 
 _RULES: dict[type[RuleConfig], str] = {
     PseudoLikelihoodConfig: "exact pseudo-likelihood (local, no backpropagation)",
@@ -53,33 +34,11 @@ _RULES: dict[type[RuleConfig], str] = {
 }
 
 
-TASK_WORDS = {"masked": "masked prediction", "denoise": "denoising"}
-
 _OBJECTIVES = {
     "log_pseudo_likelihood": ("log PL", " nats/token"),
     "negative_energy": ("-energy", ""),
     "squared_error": ("error", ""),
 }
-
-
-def title(model: str) -> str:
-    """A model's key as words: run/bare_attention+evidence is `run: bare self-attention + evidence`."""
-    run, _, key = model.rpartition("/")
-    name, _, variant = key.partition("+")
-    words = TITLES.get(name, name) + (f" + {variant}" if variant else "")
-    return f"{run}: {words}" if run else words
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The standard deviation (of n - 1) over seeds; nan for fewer than two, or if one is not finite."""
-    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
-
-
-def with_deviation(mean: float, deviation: float, *, digits: int = 4) -> str:
-    """0.0336 ± 0.0001, or 1.90e-11 ± 2.3e-11; the mean alone where there is no deviation."""
-    if 0 < abs(mean) < 10**-digits:
-        return f"{mean:.2e}" + ("" if math.isnan(deviation) else f" ± {deviation:.1e}")
-    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
 
 
 def header(config: Config, splits: ImageSplits, network: Network) -> str:
@@ -131,13 +90,6 @@ def scale(tasks: dict[str, Any], *, steps: int) -> str:
     return f"{images:,} test images, {steps} iterations"
 
 
-def in_order(names: Iterable[str]) -> list[str]:
-    """Each once: learned models first, a model's rows together, references last."""
-    once = list(dict.fromkeys(names))
-    bases = [name.partition("+")[0] for name in once]
-    return sorted(once, key=lambda name: (name in REFERENCES, bases.index(name.partition("+")[0])))
-
-
 def table_rows(tasks: dict[str, Any]) -> dict[str, list[str]]:
     """Model -> its cells, one for each task: the test error at the t chosen on validation, then the lowest
     over t, if it is another. Learned models first.
@@ -174,38 +126,6 @@ def warnings(tasks: dict[str, Any]) -> list[str]:
             if "best" in entry and entry["best"]["mse"] > floor:
                 lines.append(f"{title(name)} is worse than the training mean at {TASK_WORDS[task]}")
     return lines
-
-
-def headline(results: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a run that a tracker shows first: task/model -> test error."""
-    return {
-        f"{task}/{name}": entry["best"]["mse"] if "best" in entry else entry["mse"][0]
-        for task, values in results["tasks"].items()
-        for name, entry in values["models"].items()
-    }
-
-
-def rows(tasks: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """The table as plain values, (columns, rows): a row for each model, error and chosen t of each task."""
-    names = in_order(name for task in tasks.values() for name in task["models"])
-    columns = ["model", *(f"{task} {what}" for task in tasks for what in ("mse", "t"))]
-    lines: list[list[Any]] = []
-    for name in names:
-        entries = [values["models"].get(name) for values in tasks.values()]
-        lines.append([name, *(value for entry in entries for value in _error_and_time(entry))])
-    return columns, lines
-
-
-def _error_and_time(entry: dict[str, Any] | None) -> tuple[float | None, int | None]:
-    if entry is None:
-        return None, None
-    return (entry["best"]["mse"], entry["best"]["t"]) if "best" in entry else (entry["mse"][0], None)
-
-
-def relative(path: Path) -> Path:
-    """`path` as one would type it from here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def comparisons(tasks: dict[str, Any]) -> str:

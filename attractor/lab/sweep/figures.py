@@ -9,10 +9,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attractor.lab.collect import Row, Table
+from attractor.lab.config.titles import TASK_WORDS
 from attractor.lab.show.figures import COLUMN, MODEL_COLOURS, PAGE, STYLE, save
-from attractor.lab.show.terminal import TASK_WORDS
 from attractor.lab.sweep.jobs import shown
+from attractor.lab.sweep.table import Row, Table
 
 _LOGARITHMIC = 8  # an axis on which the largest value is so many times the smallest
 _NAMED = 8  # so many numbers at most are each named on their axis

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from attractor.lab.config.fields import differences
-from attractor.lab.config.schema import Objective, OnError
+from attractor.lab.config.names import Objective, OnError
 from attractor.lab.errors import (
     EXIT_CODES,
     CheckpointError,

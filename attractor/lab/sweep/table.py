@@ -1,138 +1,110 @@
-"""A collected sweep as text and as CSV."""
+"""The table of a sweep: a row for each setting, with means and deviations over its seeds."""
 
-import csv
 import math
-import shlex
-from collections.abc import Iterable
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attractor.lab.collect import SEED, Table
-from attractor.lab.config.schema import REFERENCES
-from attractor.lab.show.terminal import title
+from attractor.lab.config.names import Objective
+from attractor.lab.errors import ConfigError
+from attractor.lab.experiment.numbers import deviation, with_deviation
+from attractor.lab.experiment.objective import MAXIMISED
 from attractor.lab.sweep import jobs
 from attractor.lab.sweep.jobs import Job, shown
 
-# Fields whose values make other tasks or other scales, and what cannot be compared across them
-_APART = {
-    "data.name": "errors",
-    "data.root": "errors, if the images are others,",
-    "task.names": "val, the mean of other tasks,",
-    "task.mask_fraction": "errors",
-    "task.noise_variance": "errors",
-    "model.patch": "errors of masked prediction, whose grain it is, and log pseudo-likelihoods",
-    "model.measure": "log pseudo-likelihoods",
-    "model.span": "log pseudo-likelihoods",
-    "model.projection": "log pseudo-likelihoods",
-    "model.name": "log pseudo-likelihoods, unless their measure is the same,",
-}
+SEED = "seed"  # what is averaged over
 
 
-def printed(table: Table) -> str:
-    """The table as text, what is not in its means, and what it says is best."""
-    found = table.jobs
-    counts = ", ".join(
-        f"{sum(j.state == s for j in found)} {s}" for s in dict.fromkeys(j.state for j in found)
-    )
-    lines = [f"{table.sweep}: {len(found)} jobs, {counts}"]
-    if table.metrics:
-        order = f"best first by {table.metrics[0]}, on validation images; " if table.ranked else ""
-        lines.append(f"{order}mean ± standard deviation over n")
-    heads = [*table.fields, "n", *table.metrics]
-    body = [
-        [
-            *map(shown, row.settings.values()),
-            f"{row.done} of {len(row.jobs)}",
-            *map(row.cell, table.metrics),
-        ]
-        for row in table.rows
-    ]
-    lines += _aligned([heads, *body])
-    lines += [
-        f"{name} differs: {what} cannot be compared across it"
-        for name, what in _APART.items()
-        if name in table.fields
-    ]
-    lines += _references(found) if table.ranked else []
-    names = [*table.fields, SEED]
-    missing = [job for job in found if job.state != jobs.DONE]
-    if missing:
-        lines.append("not in the means:")
-    for job in missing:
-        lines.append(
-            f"  {job.state}: {job.path}  {job.asked(names)}" + (f"\n      {job.error}" if job.error else "")
+@dataclass(frozen=True)
+class Row:
+    """The jobs that differ in their seed only. values: metric -> one number for each that is done."""
+
+    settings: dict[str, Any]  # swept field -> value
+    jobs: list[Job]
+    values: dict[str, list[float]]
+
+    @property
+    def done(self) -> int:
+        return sum(job.state == jobs.DONE for job in self.jobs)
+
+    def mean(self, metric: str) -> float:
+        """Of the jobs that are done; nan if there are none, inf if one of them has none."""
+        values = self.values.get(metric, [])
+        return statistics.fmean(values) if values else math.nan
+
+    def deviation(self, metric: str) -> float:
+        """Over seeds, see `report.deviation`."""
+        return deviation(self.values.get(metric, []))
+
+    def cell(self, metric: str) -> str:
+        if not self.values.get(metric):
+            return "-"
+        return with_deviation(self.mean(metric), self.deviation(metric))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sweep, collected. twins: job -> the one of the same configuration that counts in its place."""
+
+    sweep: Path
+    fields: list[str]  # swept, but for the seed
+    metrics: list[str]  # the first is the one that is sorted by
+    ranked: bool  # or in the order of the jobs: studies of theory have nothing to be sorted by
+    rows: list[Row]
+    twins: dict[str, str]
+    former: list[str]  # jobs of an earlier plan, which do not count
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for row in self.rows for job in row.jobs]
+
+
+def collect(sweep: Path, *, sort: Objective = Objective.val) -> Table:
+    """The table of a sweep's folder. Raises ConfigError if it holds no job, or lacks what is sorted by."""
+    if not sweep.is_dir():
+        raise ConfigError(f"{sweep} is not a folder; give the hydra.sweep.dir of a sweep")
+    if (sweep / "status.json").is_file():
+        raise ConfigError(f"{sweep} holds one run, not a sweep; give the folder that its job is in")
+    found, twins = once(jobs.of_sweep(sweep))
+    if not found:
+        raise ConfigError(f"{sweep} holds no jobs of a sweep; give the hydra.sweep.dir of one")
+    fields = [name for name in jobs.swept(found) if name != SEED]
+    names = list(dict.fromkeys(name for job in found for name in job.metrics))
+    ranked = not any("theory" in job.results for job in found)
+    if ranked and names and sort.value not in names:
+        raise ConfigError(f"no job of {sweep} has {sort.value!r}; sort by one of {', '.join(OBJECTIVES)}")
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in found:
+        groups.setdefault(tuple(shown(job.settings.get(name)) for name in fields), []).append(job)
+    rows = [
+        Row(
+            {name: members[0].settings.get(name) for name in fields},
+            members,
+            {name: [job.metrics[name] for job in members if name in job.metrics] for name in names},
         )
-    if table.twins:
-        same = ", ".join(f"{job} as {other}" for job, other in table.twins.items())
-        lines.append(f"of the same configuration, and counted once: {same}")
-    if table.former:
-        lines.append(f"of an earlier sweep in this folder, and left out: {', '.join(table.former)}")
-    best = table.rows[0]
-    if best.done and table.ranked:
-        # a field that this rule or model does not have is not to be typed
-        had = [name for name in table.fields if name in best.jobs[0].settings]
-        overrides = [f"{name}={shown(best.settings[name])}" for name in had]
-        lines.append(f"best: {shlex.join(overrides) if overrides else 'there is one row'}")
-        if best.done < len(best.jobs):
-            lines.append(f"  of which {len(best.jobs) - best.done} of {len(best.jobs)} jobs are missing")
-    return "\n".join(lines)
+        for members in groups.values()
+    ]
+    sign = -1 if sort in MAXIMISED else 1
+
+    def order(row: Row) -> tuple[bool, bool, float]:
+        """Rows that lack a job after all that lack none: a mean over the seeds that survived flatters."""
+        there = row.values.get(sort.value, [])
+        return not there, len(there) < len(row.jobs), sign * row.mean(sort.value)
+
+    if ranked:
+        rows.sort(key=order)
+        names.sort(key=lambda name: name != sort.value)
+    return Table(sweep, fields, names, ranked, rows, twins, jobs.former(sweep))
 
 
-def write(table: Table) -> list[Path]:
-    """table.csv, a row for each combination of swept values; jobs.csv, a row for each job."""
-    heads = [f"{metric}{part}" for metric in table.metrics for part in ("", " deviation")]
-    rows: list[list[Any]] = [[*table.fields, "n", "failed", "unfinished", *heads]]
-    for row in table.rows:
-        failed = sum(job.state == jobs.FAILED for job in row.jobs)
-        numbers = [value for m in table.metrics for value in (row.mean(m), row.deviation(m))]
-        counts = [row.done, failed, len(row.jobs) - row.done - failed]
-        rows.append([*map(shown, row.settings.values()), *counts, *map(_number, numbers)])
-    each: list[list[Any]] = [["job", "state", *table.fields, SEED, *table.metrics, "error", "folder"]]
-    for job in sorted(table.jobs, key=lambda job: job.order):
-        each.append(
-            [
-                job.name,
-                job.state,
-                *(
-                    shown(job.settings[name]) if name in job.settings else ""
-                    for name in (*table.fields, SEED)
-                ),
-                *(_number(job.metrics.get(metric, math.nan)) for metric in table.metrics),
-                job.error or "",
-                job.path,
-            ]
-        )
-    return [_csv(table.sweep / "table.csv", rows), _csv(table.sweep / "jobs.csv", each)]
+OBJECTIVES = [objective.value for objective in Objective]
 
 
-def _references(found: list[Job]) -> list[str]:
-    """The test errors of what every model is held against; least to most, where jobs differ."""
-    lines = []
-    for name in REFERENCES:
-        cells = []
-        for task in dict.fromkeys(task for job in found for task in job.results.get("tasks", {})):
-            models = [
-                job.results["tasks"][task]["models"]
-                for job in found
-                if task in job.results.get("tasks", {})
-            ]
-            errors = [f"{model[name]['mse'][0]:.4f}" for model in models if name in model]
-            span = errors[0] if len(set(errors)) == 1 else f"{min(errors)} to {max(errors)}"
-            cells.append(f"{task} {span}")
-        lines.append(f"  {title(name)}: {', '.join(cells)}")
-    return ["references, on test images:", *lines] if any(job.results for job in found) else []
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    return ["  " + "".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
-
-
-def _csv(path: Path, rows: Iterable[list[Any]]) -> Path:
-    with path.open("w", newline="") as handle:
-        csv.writer(handle).writerows(rows)
-    return path
+def once(found: list[Job]) -> tuple[list[Job], dict[str, str]]:
+    """One job of each configuration, done if any is: a run again is no other sample. And its twins."""
+    counted: dict[str, Job] = {}
+    for job in sorted(found, key=lambda job: job.state != jobs.DONE):
+        counted.setdefault(job.configuration, job)
+    twins = {job.name: other.name for job in found if (other := counted[job.configuration]) is not job}
+    return [job for job in found if job.name not in twins], twins

@@ -21,7 +21,7 @@ from attractor.lab.config.schema import AttractorConfig, Config
 from attractor.lab.errors import ConfigError, configuring
 from attractor.lab.experiment.build import build_candidates, build_network
 from attractor.lab.experiment.build_rule import build_rule
-from attractor.lab.show.terminal import deviation
+from attractor.lab.experiment.numbers import deviation
 from attractor.studies.capacity.retrieval import (
     BETAS,
     Queries,

@@ -10,8 +10,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attractor.lab.experiment.numbers import deviation
 from attractor.lab.show.figures import MODEL_COLOURS, PAGE, STYLE, save, show
-from attractor.lab.show.terminal import deviation
 
 _SIMILARITIES = ("dot", "cosine", "euclidean", "manhattan", "mahalanobis")
 _METRICS = {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attractor.lab.show.terminal import with_deviation
+from attractor.lab.experiment.numbers import with_deviation
 from attractor.studies.study import Results
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from attractor.baselines.separations import Softmax
 from attractor.baselines.similarities import Dot
 from attractor.baselines.universal import UniversalMemory
-from attractor.lab.show.terminal import deviation
+from attractor.lab.experiment.numbers import deviation
 from attractor.studies.config import FastWeightsConfig
 from attractor.studies.fast_weights.choices import (
     DEGREES,

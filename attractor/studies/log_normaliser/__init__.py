@@ -8,12 +8,11 @@ their tokens.
 """
 
 from attractor.images import ImageSplits
+from attractor.lab.config.names import CouplingsName, MeasureName
 from attractor.lab.config.schema import (
     AttractorConfig,
     Config,
-    CouplingsName,
     LocalLinearMemoryConfig,
-    MeasureName,
     ModelConfig,
     SlotsConfig,
 )

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from attractor.lab.collect import SEED, once
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.build import build_data
 from attractor.lab.run import files
 from attractor.lab.run.finished import FinishedRun, enough_steps, read_run, same_data, same_images
 from attractor.lab.show import command
-from attractor.lab.show.terminal import TASK_WORDS, title
 from attractor.lab.sweep import jobs
 from attractor.lab.sweep.jobs import Job
+from attractor.lab.sweep.table import SEED, once
 from attractor.studies.paper.comparison import compare, table
 
 # what the corruptions and the references follow from, beside what `same_data` looks at

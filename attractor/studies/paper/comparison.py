@@ -13,12 +13,13 @@ from torch import Tensor
 
 from attractor.images import Corrupted, ImageSplits, Reconstructor, to_patches
 from attractor.lab.config.schema import REFERENCES
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.experiment import assessment
 from attractor.lab.experiment.build import build_tasks
 from attractor.lab.experiment.evaluation import corruptions, evaluate
 from attractor.lab.experiment.network import Recall
+from attractor.lab.experiment.numbers import deviation, in_order, with_deviation
 from attractor.lab.run.finished import FinishedRun, load_run, same_data
-from attractor.lab.show.terminal import TASK_WORDS, deviation, in_order, title, with_deviation
 
 BATCH = 256  # images at a time
 PREDICTED = 2  # batches whose predicted patches are looked at

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from attractor.lab.config.schema import REFERENCES
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.experiment.examples import seen, visible
 from attractor.lab.show.figures import (
     MODEL_COLOURS,
@@ -21,7 +22,6 @@ from attractor.lab.show.figures import (
     save,
     show,
 )
-from attractor.lab.show.terminal import TASK_WORDS, title
 from attractor.studies.paper.comparison import Comparison, Row
 
 TIMES = (1, 2, 5, 20, 100)  # of the pictures, and the last one of a model that ends before

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from attractor.images import ImageSplits
+from attractor.lab.config.names import CouplingsName, MeasureName
 from attractor.lab.config.rules import PseudoLikelihoodConfig
-from attractor.lab.config.schema import AttractorConfig, Config, CouplingsName, MeasureName
+from attractor.lab.config.schema import AttractorConfig, Config
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.network import AttractorNetwork
 from attractor.studies.networks import Trained, check_networks, networks

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from statistics import geometric_mean, mean
 from typing import Any
 
-from attractor.lab.show.terminal import deviation, with_deviation
+from attractor.lab.experiment.numbers import deviation, with_deviation
 from attractor.studies.study import Results
 
 Row = dict[str, Any]

@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from attractor.lab.collect import SEED, collect
-from attractor.lab.config.schema import MapName, TaskName
+from attractor.lab.config.names import MapName, TaskName
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.build import build_data, build_tasks
 from attractor.lab.experiment.network import AttractorNetwork, Retrieval
@@ -35,7 +34,9 @@ from attractor.lab.run import checkpoints, files, manifest
 from attractor.lab.run.finished import TrainedModel, load_run, same_data, same_images
 from attractor.lab.show import command
 from attractor.lab.sweep import jobs
+from attractor.lab.sweep.table import SEED, collect
 from attractor.studies.transients.measures import measure
+from attractor.studies.transients.tables import printed, write
 
 TRAIN_IMAGES = "data.train_images"
 SCHEMA = 1
@@ -141,8 +142,7 @@ def _run(given: argparse.Namespace) -> list[Path]:
             bar.n = len(results["jobs"]) * 2 * given.steps  # states that have all arrived end early
             bar.refresh()
     files.write(path, json.dumps(results) + "\n")
-    from attractor.studies.transients.figures import draw
-    from attractor.studies.transients.tables import printed, write
+    from attractor.studies.transients.figures import draw  # matplotlib takes a second to import
 
     command.say(printed(results))
     written = [path, write(results, folder)]

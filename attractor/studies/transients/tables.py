@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attractor.lab.experiment.network import Retrieval
-from attractor.lab.show.terminal import deviation, with_deviation
+from attractor.lab.experiment.numbers import deviation, with_deviation
 
 # What is in the tables, from the entry of a set of images in results.json
 Get = Callable[[dict[str, Any]], float]

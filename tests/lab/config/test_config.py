@@ -8,7 +8,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from attractor.lab.config.checks import validate, validate_comparison
-from attractor.lab.config.schema import Config, MapName, OrderName, TaskName, register, typed
+from attractor.lab.config.names import MapName, OrderName, TaskName
+from attractor.lab.config.schema import Config, register, typed
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.build import build_candidates
 from attractor.lab.run.finished import config_from

@@ -11,8 +11,10 @@ import pytest
 from hydra.errors import HydraException
 
 from attractor.images import ImageSplits, pixel_mean
+from attractor.lab.config.beside import configurations
 from attractor.lab.config.fields import differences, leaves
 from attractor.lab.config.schema import BesideConfig
+from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment import beside
 from attractor.lab.experiment.assessment import Assessment
@@ -92,7 +94,7 @@ def test_the_rows_stand_after_the_run_and_before_the_references(beside_run: Any)
     own = ["bare_attention", "bare_attention+evidence"]
     assert names == [*own, *ROWS, "training_mean", "regression", "memory"]
     lines = [line.split("  ")[1] for line in beside_run.output.splitlines() if line.startswith("  ")]
-    assert [terminal.title(name) for name in names] == [line for line in lines if line]
+    assert [title(name) for name in names] == [line for line in lines if line]
 
 
 def test_the_page_shows_their_states_and_how_they_are_read(
@@ -104,7 +106,7 @@ def test_the_page_shows_their_states_and_how_they_are_read(
     shown = {(scene["task"], scene["row"]): scene for scene in scenes}
     for task, values in tasks.items():
         for row in ROWS:
-            scene, mse = shown[terminal.TASK_WORDS[task], terminal.title(row)], values["models"][row]["mse"]
+            scene, mse = shown[TASK_WORDS[task], title(row)], values["models"][row]["mse"]
             assert scene["times"] == [0, 1, 2, 3, 4, 5, 6]
             assert scene["mean"] == [values["corrupted_mse"], *mse, *[mse[-1]] * (6 - len(mse))]
             assert all(errors[-1] == errors[len(mse)] for errors in scene["errors"])
@@ -187,7 +189,7 @@ def test_where_the_rows_stand(
 ) -> None:
     """By default where they are cheap; never twice; masks are those of the run."""
     config = make_config(*overrides, "folder=unused")
-    found = beside.configurations(config)
+    found = configurations(config)
     assert set(found) == rows
     assert {each.model.patch for each in found.values()} <= {config.model.patch}
 
@@ -195,7 +197,7 @@ def test_where_the_rows_stand(
 def test_every_sweep_leaves_them_out(make_config: Callable[..., Any], root: Path) -> None:
     """A sweep that has them pays for them in every job, and its table does not show them."""
     for file in (root / "conf" / "sweep").glob("*.yaml"):
-        assert not beside.configurations(make_config(f"sweep={file.stem}", "folder=unused")), file
+        assert not configurations(make_config(f"sweep={file.stem}", "folder=unused")), file
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attractor.images import Corrupted, Denoise, ImageSplits, Masked, to_pixels
-from attractor.lab.config.schema import MapName
+from attractor.lab.config.names import MapName
 from attractor.lab.experiment import diagnostics
 from attractor.lab.experiment.diagnostics import IMAGES, measure
 from attractor.lab.experiment.network import AttractorNetwork, Retrieval

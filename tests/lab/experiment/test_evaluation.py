@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attractor.baselines import TrainingMean
 from attractor.images import Corrupted, Denoise, ImageSplits, Masked, to_pixels
-from attractor.lab.config.schema import MapName
+from attractor.lab.config.names import MapName
 from attractor.lab.experiment.assessment import references, validation_batch
 from attractor.lab.experiment.evaluation import TaskErrors, corruptions, evaluate, overlaps, summarise
 from attractor.lab.experiment.network import AttractorNetwork, Recall, Retrieval

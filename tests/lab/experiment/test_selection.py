@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attractor.images import Corrupted, Denoise, ImageSplits, Masked, to_pixels
-from attractor.lab.config.schema import MapName
+from attractor.lab.config.names import MapName
 from attractor.lab.experiment.network import AttractorNetwork, Recall, Retrieval
 from attractor.lab.experiment.selection import choose
 

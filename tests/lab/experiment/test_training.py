@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attractor.images import ImageSplits, from_patches, to_pixels
-from attractor.lab.config.schema import MapName
+from attractor.lab.config.names import MapName
 from attractor.lab.experiment.network import AttractorNetwork, Retrieval
 from attractor.lab.experiment.selection import Choice
 from attractor.lab.experiment.training import EarlyStopping, Step, fit

@@ -13,7 +13,7 @@ import torch
 
 from attractor.images import DATASETS, Corrupted, DataError, synthetic, to_pixels, token_mask_to_pixels
 from attractor.lab import load_run
-from attractor.lab.config.schema import TaskName
+from attractor.lab.config.names import TaskName
 from attractor.lab.errors import CheckpointError, ConfigError
 from attractor.lab.experiment.network import Recall
 from attractor.lab.run import manifest

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attractor.lab.config.schema import MapName
+from attractor.lab.config.names import MapName
 from attractor.lab.errors import ConfigError, Terminated
 from attractor.lab.experiment.build import build_network
 from attractor.lab.experiment.processes import Processes, joined, launched, refuse_clocks, refuse_draws

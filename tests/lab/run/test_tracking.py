@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from attractor.lab.config.schema import WandbConfig, WandbMode
+from attractor.lab.config.names import WandbMode
+from attractor.lab.config.schema import WandbConfig
 from attractor.lab.run import channel, tracking
 from attractor.lab.run.folder import RunFolder
 from attractor.lab.run.metrics import MetricsFile

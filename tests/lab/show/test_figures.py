@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from attractor.lab import load_run
-from attractor.lab.config.schema import AttractorConfig, CouplingsName, DeviceName, MeasureName
+from attractor.lab.config.names import CouplingsName, DeviceName, MeasureName
+from attractor.lab.config.schema import AttractorConfig
 from attractor.lab.experiment.build import build_network
 from attractor.lab.experiment.evaluation import corruptions
 from attractor.lab.experiment.examples import Trajectory, first_images

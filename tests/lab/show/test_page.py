@@ -14,7 +14,8 @@ import torch
 
 from attractor.images import Corrupted, Denoise, Masked, synthetic, to_pixels
 from attractor.lab import load_run
-from attractor.lab.config.schema import MapName
+from attractor.lab.config.names import MapName
+from attractor.lab.config.titles import title
 from attractor.lab.experiment.examples import Trajectory, times
 from attractor.lab.experiment.network import Recall, Retrieval
 from attractor.lab.run.folder import RunFolder
@@ -74,7 +75,7 @@ def test_the_table_is_the_printed_one(trained, read: Page) -> None:
     head, *rows = read.tables[0]
     assert head == ["model", "masked prediction9 test images", "denoising9 test images"]
     expected = terminal.table_rows(trained.results["tasks"])
-    assert rows == [[terminal.title(model), *cells] for model, cells in expected.items()]
+    assert rows == [[title(model), *cells] for model, cells in expected.items()]
 
 
 def test_selection_cost_and_differences_are_those_of_the_results(trained, read: Page) -> None:

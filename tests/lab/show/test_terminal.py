@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from attractor.lab.config.titles import title
 from attractor.lab.errors import ConfigError
+from attractor.lab.experiment.numbers import headline
 from attractor.lab.show import terminal
 from attractor.physics import SGD, Hebb, PseudoLikelihood
 
@@ -73,17 +75,17 @@ def test_cells_of_the_table_do_not_touch(tasks: dict[str, Any]) -> None:
 
 def test_titles_are_words() -> None:
     """A key of results.json as a reader would say it; a name of one's own stays as it is."""
-    assert terminal.title("bare_attention") == "bare self-attention"
-    assert terminal.title("bare_attention+evidence") == "bare self-attention + evidence"
-    assert terminal.title("memory") == "softmax memory"
-    assert terminal.title("my_model") == "my_model"
-    assert terminal.title("run/my_model+evidence") == "run: my_model + evidence"
-    assert terminal.title("sweep/1/hopfield") == "sweep/1: vector Hopfield network"
+    assert title("bare_attention") == "bare self-attention"
+    assert title("bare_attention+evidence") == "bare self-attention + evidence"
+    assert title("memory") == "softmax memory"
+    assert title("my_model") == "my_model"
+    assert title("run/my_model+evidence") == "run: my_model + evidence"
+    assert title("sweep/1/hopfield") == "sweep/1: vector Hopfield network"
 
 
 def test_headline_is_what_the_table_shows(tasks: dict[str, Any]) -> None:
     """task/model -> error at the chosen t, or of the one shot; never the oracle's."""
-    assert terminal.headline({"tasks": tasks}) == {
+    assert headline({"tasks": tasks}) == {
         "masked/training_mean": 0.0675,
         "masked/bare_attention": 0.04,
         "denoise/training_mean": 0.0675,

@@ -15,13 +15,14 @@ import pytest
 from matplotlib import rc_context
 from omegaconf import OmegaConf
 
-from attractor.lab.collect import collect, main
-from attractor.lab.config.schema import Objective
+from attractor.lab.collect import main
+from attractor.lab.config.names import Objective
 from attractor.lab.errors import ConfigError
 from attractor.lab.show.figures import STYLE
 from attractor.lab.sweep import jobs
 from attractor.lab.sweep.figures import _against, _heat_map
-from attractor.lab.sweep.table import printed, write
+from attractor.lab.sweep.table import collect
+from attractor.lab.sweep.text import printed, write
 
 Make = Callable[..., Path]
 

@@ -14,7 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from attractor.lab.config.schema import Objective
+from attractor.lab.config.names import Objective
 from attractor.lab.errors import ConfigError, OutputError
 from attractor.lab.experiment import build
 from attractor.lab.experiment.objective import measured
