@@ -173,8 +173,9 @@ def test_a_run_that_is_killed_is_finished_as_failed(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from attractor.lab.config import WandbConfig, WandbMode
-from attractor.lab.tracking import Tracker
+from attractor.lab.config.names import WandbMode
+from attractor.lab.config.schema import WandbConfig
+from attractor.lab.run.tracking import Tracker
 config = WandbConfig(mode=WandbMode.online, wait_seconds={WAIT})
 with Tracker(config, folder=Path({str(tmp_path)!r}), name="a", job_type="train", settings={{}}) as tracker:
     tracker.log(1, {{"train/rate": 0.5}})

@@ -25,7 +25,7 @@ time.sleep(60)
 """
 PARENT = """
 import sys
-from attractor.lab import command
+from attractor.lab.show import command
 sys.exit(command.child(["-c", sys.argv[1]]))
 """
 
