@@ -83,7 +83,8 @@ def commands(record: Path) -> Iterator[tuple[str, list[Sequence[str]]]]:
 
     for model in ATTRACTORS:
         for rule in LOCAL_RULES:
-            yield train(f"{model}-{rule}", f"model={model}", f"rule={rule}")
+            if (rule == "ridge") <= (model == "hopfield"):  # which alone has this closed form
+                yield train(f"{model}-{rule}", f"model={model}", f"rule={rule}")
     yield train("drawn-rows", "rule.rows_per_step=12", "backend=eager")
     yield train(
         "momentum", "rule=energy_descent", "rule.momentum=0.9", "train.patience=1", "train.steps=12"
