@@ -6,6 +6,7 @@ Every model and every seed sees the same corruptions, so that errors can be comp
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,18 +141,17 @@ def compare(
         )
         views[name] = _View(some, others, patch, examples, steps)
     rows: dict[str, dict[str, Row]] = {name: {} for name in tasks}
+    said = {name: partial(_tell, progress, name) for name in tasks}
     for run in runs:
         network = load_run(run.folder, root=root).network
         seconds = float(run.results["cost"]["train_seconds"])
         for name, view in views.items():
             for key, choice in run.choices.get(name, {}).items():
-                progress(f"{name}, {title(key)}")
                 row, t = rows[name].setdefault(key, Row()), choice.retrieval.steps or 1
-                view.look(key, Recall(network, choice.retrieval), row, t, seconds)
+                view.look(key, Recall(network, choice.retrieval), row, t, seconds, said[name])
     for key, model in references.items():
         for name, view in views.items():
-            progress(f"{name}, {title(key)}")
-            view.look(key, model, rows[name].setdefault(key, Row()), 1, 0.0)
+            view.look(key, model, rows[name].setdefault(key, Row()), 1, 0.0, said[name])
     counts = {"table": len(test), "curves": min(curve_images, len(test))}
     originals = {name: view.originals for name, view in views.items()}
     few = {
@@ -159,6 +159,10 @@ def compare(
         for name, task in tasks.items()
     }
     return Comparison(patch, counts, rows, originals, few)
+
+
+def _tell(progress: Callable[[str], Any], task: str, text: str) -> None:
+    progress(f"{task}, {text}")
 
 
 @dataclass(frozen=True)
@@ -176,13 +180,23 @@ class _View:
         """Variances within the patches of the original images."""
         return torch.cat([_variances(b.original, b, self.patch) for b in self.some[:PREDICTED]])
 
-    def look(self, key: str, model: Reconstructor, row: Row, t: int, seconds: float) -> None:
+    def look(
+        self,
+        key: str,
+        model: Reconstructor,
+        row: Row,
+        t: int,
+        seconds: float,
+        progress: Callable[[str], Any],
+    ) -> None:
         """Add a model, of which t was chosen, to its row. No image is answered twice: some take long."""
         watched = _Watched(model, t, self.patch, self.examples)
-        curve = evaluate({key: watched}, self.some, steps=self.steps).errors[key]
+        progress(title(key))
+        curve = evaluate({key: watched}, self.some, steps=self.steps, progress=progress).errors[key]
         at_best = [curve[:, t - 1]]
         if self.others:
-            at_best.append(evaluate({key: model}, self.others, steps=t).errors[key][:, -1])
+            found = evaluate({key: model}, self.others, steps=t, progress=progress)
+            at_best.append(found.errors[key][:, -1])
         row.at_best.append(torch.cat(at_best))
         row.curves.append(curve)
         row.chosen.append(t)
