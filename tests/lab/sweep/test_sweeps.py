@@ -183,7 +183,7 @@ def test_the_sweep_file_of_wandb_starts_a_run(make_config, tmp_path: Path) -> No
     """wandb's own agent makes a command of it that Hydra accepts: arguments without hyphens."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-    sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
+    sweep = yaml.safe_load((ROOT / "conf" / "wandb_sweep.yaml").read_text())
     chosen = {"rule.learning_rate": {"value": 0.0123}, "train.jitter": {"value": 0.2}}
     assert sweep["parameters"].keys() == chosen.keys()
     values = create_sweep_command_args({"args": chosen}) | {"program": [sweep["program"]]}

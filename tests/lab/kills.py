@@ -1,7 +1,7 @@
 """kill -9 a run at 20 seeded moments, resume it each time, compare it with an uninterrupted one.
 
-    uv run scripts/kills.py             # exit code 1 if anything differs
-    uv run scripts/kills.py --seed 1
+    uv run tests/lab/kills.py             # exit code 1 if anything differs
+    uv run tests/lab/kills.py --seed 1
 
 A moment is a step and a phase of it: in the middle of the step, before its checkpoint is written, after its
 first file, before and after the rename, and while older checkpoints are removed, one of them by half.
@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
