@@ -19,7 +19,7 @@ def test_killed_again_and_again_it_ends_as_it_would_have(commands, whole: Path, 
     """kill -9 at five moments, drawn with a seed from steps and phases of the save, and resumed each time.
 
     A file that is flushed after its folder is renamed, a line of metrics that is lost or doubled, a
-    generator that starts anew would end in another checkpoint or other metrics. tests/lab/kills.py does more.
+    generator that starts anew would end in another checkpoint or other metrics. See kills.py too.
     """
     chosen = moments(26, 5, saves=SAVES)
     assert len({phase for _, phase in chosen}) == 5
