@@ -25,12 +25,29 @@ LONG = [
     "test_tracking.py",
     "test_finished.py",
 ]
+# These take twenty seconds or more, as do the studies: `pytest -m "not slow"` leaves them out.
+SLOW = {
+    *LONG,
+    "test_beside.py",
+    "test_command.py",
+    "test_config.py",
+    "test_faults.py",
+    "test_faults_damage.py",
+    "test_faults_data.py",
+    "test_figures.py",
+    "test_job.py",
+    "test_page.py",
+    "test_recollection.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, the others in the order in which they were found."""
+    """Long files first, the others in the order in which they were found; and the mark of slow ones."""
     place = {name: index for index, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+    for item in items:
+        if item.path.name in SLOW or item.path.parent.name == "studies":
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
