@@ -38,6 +38,7 @@ SLOW = {
     "test_job.py",
     "test_page.py",
     "test_recollection.py",
+    "test_terminal.py",
 }
 
 

@@ -177,6 +177,7 @@ def test_retrieval_has_its_own_temperature(system) -> None:
     torch.testing.assert_close(warm.state, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [Sphere(4), Circles(2)], ids=["Sphere", "Circles"])
 @given(
     seed=st.integers(0, 10_000),
