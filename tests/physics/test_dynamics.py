@@ -177,7 +177,6 @@ def test_retrieval_has_its_own_temperature(system) -> None:
     torch.testing.assert_close(warm.state, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("measure", [Sphere(4), Circles(2)], ids=["Sphere", "Circles"])
 @given(
     seed=st.integers(0, 10_000),
@@ -210,6 +209,7 @@ def test_one_token_never_climbs_its_own_energy(
         x = y
 
 
+@pytest.mark.slow
 def test_gibbs_draws_from_the_conditional(make_system, couplings_name, measure_name) -> None:
     """One free token, many copies of one image: the mean of the draws is the conditional mean."""
     n = 20_000
