@@ -5,7 +5,8 @@ refused by Hydra before anything runs, and `validation` refuses values that make
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -251,8 +252,25 @@ GROUPS: dict[str, Mapping[str, type[Any]]] = {
 
 
 def typed(config: DictConfig) -> Any:
-    """The resolved configuration as dataclasses. Missing values are a ConfigError."""
+    """The resolved configuration as dataclasses. Missing values and unknown fields are a ConfigError."""
+    if unknown := _unknown(config):
+        raise ConfigError("; ".join(unknown))
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise ConfigError(f"no value was given for {', '.join(sorted(missing))}")
     return OmegaConf.to_object(config)
+
+
+def _unknown(config: DictConfig, path: str = "") -> list[str]:
+    """Fields that the schema does not have: Hydra adds those given with +, and nothing would read them."""
+    schema = OmegaConf.get_type(config)
+    known = [field.name for field in fields(schema)] if is_dataclass(schema) else None
+    found = []
+    for key in map(str, config):
+        if known is not None and key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {path}{near[0]}?" if near else f"known are {', '.join(known)}"
+            found.append(f"{path}{key} is no field; {hint}")
+        elif not OmegaConf.is_missing(config, key) and isinstance(config._get_node(key), DictConfig):
+            found += _unknown(config[key], f"{path}{key}.") if config[key] is not None else []
+    return found

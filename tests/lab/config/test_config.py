@@ -118,6 +118,23 @@ def test_every_experiment_runs(experiment: str, train_run: Callable[..., object]
     assert set(kept.results["tasks"]) == {task.value for task in kept.config.task.names}
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+train.stepz=50", r"train\.stepz is no field; did you mean train\.steps\?"),
+        ("+rule.momentun=0.5", r"rule\.momentun is no field; did you mean rule\.momentum\?"),
+        ("+data.colour=red", r"data\.colour is no field; known are name, root, "),
+        ("+seeed=1", r"seeed is no field; did you mean seed\?"),
+    ],
+)
+def test_a_field_that_is_added_is_refused(
+    override: str, words: str, make_config: Callable[..., object], tmp_path: Path
+) -> None:
+    """Hydra's own message for a typo proposes the +, with which the run would go on with the default."""
+    with pytest.raises(ConfigError, match=words):
+        make_config(override, f"folder={tmp_path}")
+
+
 def test_an_experiment_changes_what_it_says(make_config: Callable[..., object], tmp_path: Path) -> None:
     """Deltas reach the configuration, those of mnist through mnist_4x4 too; the command line wins.
 
