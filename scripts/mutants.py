@@ -686,13 +686,11 @@ MUTANTS += [
             "a readout of large coefficients that cancel on the images of its choice",
         ),
         (
-            "recollection_choice.py",
             "missing = features.T @ (corrupted.original[counted].double() - values[0]) / len(features)",
             "missing = features.T @ (corrupted.original[counted].double() - values[-1]) / len(features)",
             "a readout corrects another head than the one that it starts from",
         ),
         (
-            "recollection_choice.py",
             "errors[~part] = corrupted.squared_error(pixels).double()[~part]",
             "errors[part] = corrupted.squared_error(pixels).double()[part]",
             "a readout is judged by the images to which it was fitted",

@@ -45,8 +45,9 @@ def _imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = here[: len(here) - node.level + 1] if node.level else ()
             module = ".".join((*above, *([node.module] if node.module else [])))
-            # `from attractor import lab` names the folder in the alias
-            names = [alias.name for alias in node.names] if module == "attractor" else [""]
+            # `from attractor import lab`, `from attractor.lab import show` name the folder in the alias
+            named = module in ("attractor", "attractor.lab")
+            names = [alias.name for alias in node.names] if named else [""]
             for name in names:
                 yield f"{module}.{name}".rstrip(".")
 
@@ -112,6 +113,28 @@ def test_floors_of_the_lab_import_downwards(path: Path) -> None:
     for module in _imports(path):
         if here >= 0:
             assert _floor(module) <= here, f"{path.relative_to(ROOT)} imports {module}, which is above it"
+
+
+def test_the_test_of_floors_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every spelling of an import from a floor above is seen."""
+    module = sys.modules[__name__]
+    run = tmp_path / "attractor" / "lab" / "run"
+    run.mkdir(parents=True)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "PACKAGE", tmp_path / "attractor")
+    path = run / "bad.py"
+    for line in (
+        "from attractor.lab.show import terminal",
+        "from attractor.lab import show",
+        "from attractor import studies",
+        "import attractor.lab.sweep.jobs",
+        "from ..show import terminal",
+    ):
+        path.write_text(line)
+        with pytest.raises(AssertionError, match="which is above it"):
+            test_floors_of_the_lab_import_downwards(path)
+    path.write_text("from attractor.lab.config import schema\nfrom attractor.lab.run import files\n")
+    test_floors_of_the_lab_import_downwards(path)
 
 
 # What may be imported inside a function: what takes seconds or may be missing, and what needs that.

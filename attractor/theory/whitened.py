@@ -3,7 +3,7 @@
     q_i = L_i^T x_i,    k_j = L_j^T x_j,    x_i . J_ij x_j = q_i . A_ij k_j,    J_ij = L_i A_ij L_j^T
     d/dA_ij = L_i^T (d/dJ_ij) L_j
 
-L_i whitens token i: L_i^T <x_i x_i^T> L_i = I, up to a ridge (`whitening.spectrum`). The optimiser moves
+L_i whitens token i: L_i^T <x_i x_i^T> L_i = I, up to a ridge (`physics.spectrum`). The optimiser moves
 A, and J follows. Every J belongs to one A, so whitening changes the path of learning and nothing else:
 with plain SGD, dJ_ij = eta (L_i L_i^T) g_ij (L_j L_j^T), the gradient preconditioned by the inverse second
 moments of both tokens; Adam then scales every entry of A by itself, so that it matters how L_i is rotated

@@ -1,7 +1,7 @@
 """kill -9 a run at 20 seeded moments, resume it each time, compare it with an uninterrupted one.
 
-    uv run tests/lab/kills.py             # exit code 1 if anything differs
-    uv run tests/lab/kills.py --seed 1
+    uv run python -m tests.lab.kills             # exit code 1 if anything differs
+    uv run python -m tests.lab.kills --seed 1
 
 A moment is a step and a phase of it: in the middle of the step, before its checkpoint is written, after its
 first file, before and after the rename, and while older checkpoints are removed, one of them by half.
@@ -18,15 +18,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+
+import torch
+
+from attractor.lab.run import checkpoints
+from tests.lab.faulty import moments
+from tests.lab.traces import lines
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-from attractor.lab.run import checkpoints  # noqa: E402
-from tests.lab.faulty import moments  # noqa: E402
 
 KILLS = 20
 STEPS, EVERY = 60, 4
@@ -36,7 +35,6 @@ SMALL = (
     *("rule.rows_per_step=12", "train.batch_size=64", "eval.images=20", "eval.steps=6"),
     *("dynamics.validation_images=20", "wandb=disabled", "figures=false"),
 )
-WALL_CLOCK = {"time", "train_seconds"}
 
 
 def run(*overrides: str, fault: str | None = None) -> int:
@@ -48,15 +46,9 @@ def run(*overrides: str, fault: str | None = None) -> int:
     return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, check=False).returncode
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for their times."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in lines]
-
-
 def differences(folder: Path, whole: Path) -> list[str]:
     """What of metrics, last checkpoint and errors is not equal, at zero tolerance."""
-    found = [] if metrics(folder) == metrics(whole) else ["metrics.jsonl"]
+    found = [] if lines(folder) == lines(whole) else ["metrics.jsonl"]
     mine, theirs = (checkpoints.load(path / "checkpoints") for path in (folder, whole))
     for group in ("weights", "optimiser", "generators"):
         own, other = getattr(mine, group), getattr(theirs, group)

@@ -44,8 +44,8 @@ class WandbMode(Enum):
     dryrun = "dryrun"  # wandb's old word for offline, which WANDB_MODE may still hold
 
 
-# What a sweep does after a job has failed: go on with the others, or start no more of them. (A class
-# cannot have a member that is called `continue`.)
+# After a job has failed, a sweep either runs the others or starts no more of them. (A class cannot have a
+# member that is called `continue`.)
 OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
 
 

@@ -1,7 +1,7 @@
 """The typed configuration: every field that a run has, with its type and its meaning.
 
 conf/*.yaml holds the values; these dataclasses are their schema, so an unknown field or a wrong type is
-refused by Hydra before anything runs, and `validation` refuses values that make no sense.
+refused by Hydra before anything runs, and `checks` refuses values that make no sense.
 """
 
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ class SlotsConfig(ModelConfig):
 
 @dataclass
 class BesideConfig:
-    """Models without a training loop as further rows of the table, see `lab.beside`; null: no such row."""
+    """Models without a training loop as further rows of the table (`experiment.beside`); null: no row."""
 
     memory: LocalLinearMemoryConfig | None = None
     slots: SlotsConfig | None = None

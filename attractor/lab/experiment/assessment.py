@@ -8,7 +8,7 @@ import resource
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from attractor.baselines import DenseMemory, LinearRegression, TrainingMean
@@ -16,7 +16,7 @@ from attractor.images import Corrupted, Denoise, ImageSplits, Reconstructor, Tas
 from attractor.lab.config.schema import REFERENCES, Config, LocalLinearMemoryConfig, SlotsConfig
 from attractor.lab.experiment.build import build_candidates
 from attractor.lab.experiment.choices import Choices, choices_to_json
-from attractor.lab.experiment.evaluation import TaskErrors, corruptions, evaluate, summarise
+from attractor.lab.experiment.evaluation import TaskErrors, corruptions, evaluate, of_task, summarise
 from attractor.lab.experiment.memory_network import MemoryNetwork
 from attractor.lab.experiment.network import AttractorNetwork, Network, Recall, log_pseudo_likelihood
 from attractor.lab.experiment.recollection_choice import choose_recollection
@@ -74,7 +74,7 @@ def choose_retrievals(
         batch = validation_batch(splits, task, images=dynamics.validation_images, seed=config.eval.seed)
         if isinstance(network, MemoryNetwork):
             assert isinstance(config.model, LocalLinearMemoryConfig)
-            tell = partial(_tell, progress, name)
+            tell = of_task(progress, name)
             chosen = choose_recollection(
                 network, config.model, task, batch, steps=config.eval.steps, progress=tell
             )
@@ -178,13 +178,9 @@ def assess(
             models,
             batches[name],
             steps=steps,
-            progress=partial(_tell, progress, name),
+            progress=of_task(progress, name),
         )
     return Assessment(errors, batches, choices, networks)
-
-
-def _tell(progress: Callable[[str], Any], task: str, model: str) -> None:
-    progress(f"{task}, {model}")
 
 
 def task_results(assessment: Assessment) -> dict[str, Any]:

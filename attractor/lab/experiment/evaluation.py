@@ -73,6 +73,11 @@ def evaluate(
     )
 
 
+def of_task(progress: Callable[[str], Any], task: str) -> Callable[[str], Any]:
+    """`progress` that says the task first."""
+    return lambda text: progress(f"{task}, {text}")
+
+
 def summarise(result: TaskErrors, chosen: Mapping[str, int]) -> dict[str, Any]:
     """The entry of a task in results.json. chosen: model -> the t that validation chose."""
     models: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from attractor.lab.config.schema import REFERENCES
 
@@ -27,10 +27,24 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(once, key=lambda name: (name in REFERENCES, bases.index(name.partition("+")[0])))
 
 
+class Score(NamedTuple):
+    """The test error of a model, and the t that validation images chose; None for a model of one pass."""
+
+    mse: float
+    t: int | None
+
+
+def score(entry: dict[str, Any]) -> Score:
+    """That of an entry of results.json."""
+    return (
+        Score(entry["best"]["mse"], entry["best"]["t"]) if "best" in entry else Score(entry["mse"][0], None)
+    )
+
+
 def headline(results: dict[str, Any]) -> dict[str, float]:
     """The numbers of a run that a tracker shows first: task/model -> test error."""
     return {
-        f"{task}/{name}": entry["best"]["mse"] if "best" in entry else entry["mse"][0]
+        f"{task}/{name}": score(entry).mse
         for task, values in results["tasks"].items()
         for name, entry in values["models"].items()
     }
@@ -43,11 +57,7 @@ def rows(tasks: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     lines: list[list[Any]] = []
     for name in names:
         entries = [values["models"].get(name) for values in tasks.values()]
-        lines.append([name, *(value for entry in entries for value in _error_and_time(entry))])
+        lines.append(
+            [name, *(value for entry in entries for value in (score(entry) if entry else (None, None)))]
+        )
     return columns, lines
-
-
-def _error_and_time(entry: dict[str, Any] | None) -> tuple[float | None, int | None]:
-    if entry is None:
-        return None, None
-    return (entry["best"]["mse"], entry["best"]["t"]) if "best" in entry else (entry["mse"][0], None)

@@ -34,7 +34,7 @@ class FinishedRun:
     folder: Path
     config: Config
     choices: Choices
-    beside: Choices  # how the models beside its own are read, see `lab.beside`
+    beside: Choices  # how the models beside its own are read, see `experiment.beside`
     results: dict[str, Any]
     step: int  # of the checkpoint
     images: str  # SHA-256 of those it was trained, validated and tested on

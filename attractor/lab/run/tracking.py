@@ -1,9 +1,9 @@
 """Tracking in wandb: never a prompt, never a crash, a changed number or a long wait because of it.
 
-wandb runs in a process of its own (see `witness`), which is told what happens and never waited for, but at
-the end, for at most `wandb.wait_seconds`; then it is ended. Offline unless asked otherwise; online without
-a key or a server falls back to offline with one warning. metrics.jsonl in the run folder is the complete
-record, wandb a copy.
+wandb runs in a process of its own (`wandb_process`), which is told what happens and never waited for, but
+at the end, for at most `wandb.wait_seconds`; then it is ended. Offline unless asked otherwise; online
+without a key or a server falls back to offline with one warning. metrics.jsonl in the run folder is the
+complete record, wandb a copy.
 """
 
 import json

@@ -19,7 +19,7 @@ from attractor.lab.config.schema import AttractorConfig, Config, LocalLinearMemo
 from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.errors import ConfigError
 from attractor.lab.experiment.network import Network
-from attractor.lab.experiment.numbers import in_order
+from attractor.lab.experiment.numbers import in_order, score
 from attractor.lab.experiment.training import ONE_SHOT, Rule
 from attractor.lab.run.files import relative
 
@@ -132,10 +132,7 @@ def comparisons(tasks: dict[str, Any]) -> str:
     """How far every learned row is from the best row, with the paired standard error over images."""
     lines = []
     for task, values in tasks.items():
-        errors = {
-            name: entry["best"]["mse"] if "best" in entry else entry["mse"][0]
-            for name, entry in values["models"].items()
-        }
+        errors = {name: score(entry).mse for name, entry in values["models"].items()}
         best = min(errors, key=errors.__getitem__)
         lines.append(f"{task}: above {title(best)}, +- paired standard error over images")
         for name, others in values["differences"].items():

@@ -1,7 +1,7 @@
 """Sweeps: what surrounds the jobs of a Hydra multirun.
 
 A job that fails leaves its traceback in its own folder and does not take the others with it. A sweep that
-is started again in the same folder skips the jobs that are done and goes on with the others (`sweep_job`).
+is started again in the same folder skips the jobs that are done and runs the others (`job`).
 SIGTERM and SIGINT end those that are running, saved, and start no other (`signals`, `relay`).
 """
 

@@ -34,7 +34,7 @@ class Row:
         return statistics.fmean(values) if values else math.nan
 
     def deviation(self, metric: str) -> float:
-        """Over seeds, see `report.deviation`."""
+        """Over seeds, see `numbers.deviation`."""
         return deviation(self.values.get(metric, []))
 
     def cell(self, metric: str) -> str:

@@ -6,7 +6,6 @@ Every model and every seed sees the same corruptions, so that errors can be comp
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from attractor.lab.config.schema import REFERENCES
 from attractor.lab.config.titles import TASK_WORDS, title
 from attractor.lab.experiment import assessment
 from attractor.lab.experiment.build import build_tasks
-from attractor.lab.experiment.evaluation import corruptions, evaluate
+from attractor.lab.experiment.evaluation import corruptions, evaluate, of_task
 from attractor.lab.experiment.network import Recall
 from attractor.lab.experiment.numbers import deviation, in_order, with_deviation
 from attractor.lab.run.finished import FinishedRun, load_run, same_data
@@ -141,7 +140,7 @@ def compare(
         )
         views[name] = _View(some, others, patch, examples, steps)
     rows: dict[str, dict[str, Row]] = {name: {} for name in tasks}
-    said = {name: partial(_tell, progress, name) for name in tasks}
+    said = {name: of_task(progress, name) for name in tasks}
     for run in runs:
         network = load_run(run.folder, root=root).network
         seconds = float(run.results["cost"]["train_seconds"])
@@ -159,10 +158,6 @@ def compare(
         for name, task in tasks.items()
     }
     return Comparison(patch, counts, rows, originals, few)
-
-
-def _tell(progress: Callable[[str], Any], task: str, text: str) -> None:
-    progress(f"{task}, {text}")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Row:
         return statistics.fmean(map(get, self.entries))
 
     def deviation(self, get: Get) -> float:
-        """Over seeds, see `report.deviation`."""
+        """Over seeds, see `numbers.deviation`."""
         return deviation(list(map(get, self.entries)))
 
 

@@ -130,7 +130,7 @@ def test_every_experiment_runs(experiment: str, train_run: Callable[..., object]
 def test_a_field_that_is_added_is_refused(
     override: str, words: str, make_config: Callable[..., object], tmp_path: Path
 ) -> None:
-    """Hydra's own message for a typo proposes the +, with which the run would go on with the default."""
+    """Hydra's message for a typo proposes the +; the run would then use the default and say nothing."""
     with pytest.raises(ConfigError, match=words):
         make_config(override, f"folder={tmp_path}")
 

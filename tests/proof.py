@@ -1,7 +1,7 @@
 """Prove that a change of the code has changed no result: record small runs of everything, compare records.
 
-    uv run scripts/proof.py record DIR [NAME...]    runs of the code as it is, each into DIR/NAME
-    uv run scripts/proof.py compare DIR OTHER       exit code 1, and the first differences, unless equal
+    uv run python -m tests.proof record DIR [NAME...]   runs of the code as it is, each into DIR/NAME
+    uv run python -m tests.proof compare DIR OTHER      exit code 1 and the first differences, unless equal
 
 Every model with every rule that it allows, two processes, a pause and its resumption, a sweep with its
 table, evaluate.py, and every study, all small. Compared at zero tolerance: every number and word of
@@ -14,59 +14,22 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from tests.lab.experiment import test_recollection, test_slot_network
+from tests.running import TINY
+
 ROOT = Path(__file__).resolve().parents[1]
-TINY = (
-    *("data=synthetic", "beside=none", "wandb=disabled", "figures=false"),
-    *("train.steps=6", "train.batch_size=16", "train.validate_every=2", "train.validation_images=8"),
-    *("dynamics.inverse_temperatures=[1.0,0.25]", "dynamics.inertias=[0.0,0.5]", "dynamics.evidence=[1.0]"),
-    *("dynamics.validation_images=8", "eval.images=9", "eval.steps=6", "eval.batch_size=4"),
-    "eval.overlap_images=5",
-)  # fmt: skip
+SMALL = (*TINY, "dynamics.inertias=[0.0,0.5]")
 ATTRACTORS = ("bare_attention", "hopfield", "local_attention")
 LOCAL_RULES = ("pseudo_likelihood", "energy_descent", "energy_descent_decay", "hebb", "ridge")
-MEMORY = (
-    *("model=local_linear_memory", "model.copies=[shift 1]", "model.candidates=60", "model.reaches=[3.0]"),
-    *("model.neighbours=[50,100]", "model.inverse_temperatures=[4.0]", "model.ridges=[0.001]"),
-)
-SLOTS = (
-    *("model=slots", "model.slots=6", "model.parents=2", "model.rank=10", "model.screening_rank=3"),
-    "model.candidates=3",
-)
 TRANSFORMER = ("model.width=8", "model.heads=2")
-STUDIES = {
-    "ols_attention": (
-        "images=60",
-        "side=4",
-        "steps=40",
-        "seeds=2",
-        "short_context=12",
-        "start_scales=[0.3]",
-    ),
-    "capacity": (
-        *("stored=[2,6]", "learned=[6]", "fixed=6", "variances=[0.1,0.5]", "fractions=[0.5]", "powers=[3]"),
-        *("ridges=[0.1,1.0]", "queries=8", "seeds=2"),
-    ),
-    "fast_weights": (
-        *("seeds=2", "dim=8", "sequences=16", "stored=[2,8,32]", "random_features=64", "rounds=3"),
-        *("neurons=[40,80]", "loads=[0.05,0.3,0.6]", "patterns=10", "lengths=[8,16,32]", "chunk=4"),
-    ),
-    "log_normaliser": (
-        *("draws=[10,100]", "repetitions=20", "particles=60", "iterations=2", "seeds=2", "images=8"),
-        "transformer_steps=1",
-    ),
-    "query_key": (
-        *("images=16", "test_images=6", "draws=2", "width=8", "heads=2", "depth=2", "transformer_steps=2"),
-        *("transformer_batch=8", "steps=4", "seeds=2", "target_ridges=[0.1,10.0]", "ridges=[1.0]"),
-        "adam_rates={plain:[0.03,0.1],rotated:[0.1],whitened_keys:[0.03,0.1],whitened_keys_and_queries:[0.03]}",
-        "sgd_rates={plain:[1.0,3.0],whitened_keys:[1.0],whitened_keys_and_queries:[1.0]}",
-    ),
-}
+STUDIES = ("ols_attention", "capacity", "fast_weights", "log_normaliser", "query_key")
 TRAIN = (sys.executable, "train.py")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py")
 # what a clock or a process says, and no result
@@ -79,7 +42,7 @@ def commands(record: Path) -> Iterator[tuple[str, list[Sequence[str]]]]:
     def train(
         name: str, *overrides: str, program: Sequence[str] = TRAIN
     ) -> tuple[str, list[Sequence[str]]]:
-        return name, [[*program, *TINY, *overrides, f"folder={record / name}"]]
+        return name, [[*program, *SMALL, *overrides, f"folder={record / name}"]]
 
     for model in ATTRACTORS:
         for rule in LOCAL_RULES:
@@ -94,22 +57,22 @@ def commands(record: Path) -> Iterator[tuple[str, list[Sequence[str]]]]:
     for model in ("transformer", "transformer_block"):
         for task in ("masked", "denoise"):
             yield train(f"{model}-{task}", f"model={model}", f"task={task}", *TRANSFORMER)
-    yield train("local_linear_memory", *MEMORY)
-    yield train("slots", *SLOTS)
+    yield train("local_linear_memory", *test_recollection.SMALL)
+    yield train("slots", *test_slot_network.SMALL)
     yield train("beside", "beside=digits")
     yield train("two-processes", program=TORCHRUN)
     name, ((*first, _),) = train("resumed", "train.stop_after=3")
     folder = record / name
     yield name, [[*first, f"folder={folder}"], [*TRAIN, f"resume={folder}", "train.stop_after=null"]]
     sweep = record / "sweep"
-    swept = [*TRAIN, "-m", *TINY, "seed=0,1", "rule=pseudo_likelihood,hebb", f"hydra.sweep.dir={sweep}"]
+    swept = [*TRAIN, "-m", *SMALL, "seed=0,1", "rule=pseudo_likelihood,hebb", f"hydra.sweep.dir={sweep}"]
     yield "sweep", [swept, [sys.executable, "-m", "attractor.lab.collect", str(sweep), "--no-figures"]]
     runs = [str(record / f"bare_attention-{rule}") for rule in ("pseudo_likelihood", "hebb")]
     compared = ["runs=[" + ",".join(runs) + "]", "images=9", "steps=6", "figures=false", "wandb=disabled"]
     yield "evaluated", [[sys.executable, "evaluate.py", *compared, f"folder={record / 'evaluated'}"]]
-    for study, fields in STUDIES.items():
-        given = [f"experiment={study}", *(f"theory.{field}" for field in fields)]
-        yield train(f"study-{study}", *given, "eval.steps=3")
+    for study in STUDIES:
+        small = import_module(f"tests.studies.test_{study}").SMALL
+        yield train(f"study-{study}", *small, "eval.steps=3")
 
 
 def record(folder: Path, names: Sequence[str]) -> int:
